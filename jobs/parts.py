@@ -1,0 +1,221 @@
+"""The Parquet of a job: prompts that wait, and parts that are done. `docs/file-format.md` describes it for readers."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
+
+from jobs.errors import PartFormatError
+from jobs.records import Prompt, Record
+from jobs.tensors import DTYPES, Array, DtypeName, dense_rows, text_ids
+
+HEADER_KEY = b"layerstack"
+# A reader that wants one row decodes its row group, so these stay small; too small, and the overhead shows.
+ROW_GROUP_BYTES = 16 * 2**20
+
+PROMPT_SCHEMA = pa.schema([("index", pa.int64()), ("id", pa.string()), ("prompt", pa.string())])
+PART_SCHEMA = pa.schema(
+    [
+        *PROMPT_SCHEMA,
+        ("prompt_embeds", pa.large_binary()),
+        ("text_ids", pa.list_(pa.list_(pa.int64(), 4))),
+        ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("error", pa.string()),
+    ]
+)
+
+
+class PartHeader(Record):
+    """Metadata of a part's file, under the key `layerstack`: all that is needed to read the part alone.
+
+    `prefix_rows` and `pad_row` are base64 of row-major little-endian values of `dtype`.
+    """
+
+    schema_version: Literal[1] = 1
+    layout: Literal["own_rows", "dense"]
+    dtype: DtypeName
+    embed_dim: int
+    max_length: int
+    fingerprint: str
+    layers: tuple[int, ...]
+    prefix_rows: str = Field(description="[P, D]")
+    pad_row: str = Field(description="[D]")
+
+    @classmethod
+    def build(  # noqa: D102 - arguments are the fields
+        cls,
+        *,
+        layout: Literal["own_rows", "dense"],
+        dtype: DtypeName,
+        max_length: int,
+        fingerprint: str,
+        layers: tuple[int, ...],
+        prefix_rows: Array,
+        pad_row: Array,
+    ) -> Self:
+        return cls(
+            layout=layout,
+            dtype=dtype,
+            embed_dim=len(pad_row),
+            max_length=max_length,
+            fingerprint=fingerprint,
+            layers=layers,
+            prefix_rows=_to_base64(prefix_rows.astype(DTYPES[dtype])),
+            pad_row=_to_base64(pad_row.astype(DTYPES[dtype])),
+        )
+
+    def constant_rows(self) -> tuple[Array, Array]:
+        """Return `prefix_rows [P, D]` and `pad_row [D]`."""
+        prefix = np.frombuffer(base64.b64decode(self.prefix_rows), DTYPES[self.dtype]).reshape(-1, self.embed_dim)
+        return prefix, np.frombuffer(base64.b64decode(self.pad_row), DTYPES[self.dtype])
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRow:
+    """A row of a part: own rows `[n, D]` in any float dtype, or the reason why there are none."""
+
+    index: int
+    id: str
+    prompt: str
+    own_rows: Array | None = None
+    num_tokens: int | None = None
+    truncated: bool | None = None
+    error: str | None = None
+
+
+class PartWriter:
+    """Writes the rows of one part, in order, with memory for one row group."""
+
+    def __init__(self, sink: BinaryIO, header: PartHeader, compression: Literal["none", "zstd"]) -> None:
+        self._header = header
+        self._prefix_rows, self._pad_row = header.constant_rows()
+        self._pending: list[dict[str, Any]] = []
+        self._pending_bytes = 0
+        schema = PART_SCHEMA.with_metadata({HEADER_KEY: header.model_dump_json().encode()})
+        self._writer = pq.ParquetWriter(
+            sink,
+            schema,
+            compression=compression,
+            # Neither helps for bytes that never repeat, and both cost a pass over them.
+            use_dictionary=False,
+            write_statistics=["index", "id", "num_tokens", "truncated"],
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def write(self, row: EncodedRow) -> None:
+        """Add a row. One that `dtype` cannot hold becomes a row with an error."""
+        columns = self._columns(row)
+        self._pending.append(columns)
+        self._pending_bytes += len(columns["prompt_embeds"] or b"")
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left, and the footer."""
+        self._flush()
+        self._writer.close()
+
+    def _columns(self, row: EncodedRow) -> dict[str, Any]:
+        columns: dict[str, Any] = {"index": row.index, "id": row.id, "prompt": row.prompt}
+        error = row.error
+        if row.own_rows is not None:
+            with np.errstate(over="ignore"):  # an overflow is told in the row, below
+                rows = row.own_rows.astype(DTYPES[self._header.dtype])  # (n, D)
+            if np.isfinite(rows).all():
+                return columns | self._embedding(rows) | {"num_tokens": row.num_tokens, "truncated": row.truncated}
+            error = f"the embedding has values that {self._header.dtype} cannot hold"
+        return columns | {"prompt_embeds": None, "error": error}
+
+    def _embedding(self, own_rows: Array) -> dict[str, Any]:
+        limit = self._header.max_length
+        if self._header.layout == "dense":
+            rows = dense_rows(own_rows, prefix_rows=self._prefix_rows, pad_row=self._pad_row, max_length=limit)
+        else:
+            rows = own_rows
+        return {"prompt_embeds": rows.tobytes(), "text_ids": text_ids(limit - len(rows), limit)}
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(_part_table(self._pending), row_group_size=len(self._pending))
+        self._pending, self._pending_bytes = [], 0
+
+
+def read_header(file: pq.ParquetFile, name: str) -> PartHeader:
+    """Return the header of an open part.
+
+    Raises:
+        PartFormatError: the file, called `name` in the message, is not a part.
+    """
+    metadata = file.schema_arrow.metadata or {}
+    if HEADER_KEY not in metadata:
+        raise PartFormatError(f"{name} is Parquet, but no part of layerstack: it has no metadata 'layerstack'")
+    try:
+        return PartHeader.model_validate_json(metadata[HEADER_KEY])
+    except ValidationError as exc:
+        raise PartFormatError(f"{name} is of a version that this layerstack cannot read: {exc}") from exc
+
+
+def open_part(path: Path) -> pq.ParquetFile:
+    """Open a part without reading its rows, memory-mapped.
+
+    Raises:
+        PartFormatError: the file is damaged or no Parquet.
+    """
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise PartFormatError(f"{path} is damaged or no Parquet: {exc}") from exc
+
+
+def write_prompts(sink: BinaryIO, start: int, prompts: Sequence[Prompt]) -> None:
+    """Write a chunk's prompts, the first of which stands at `start` in the job."""
+    columns = [
+        pa.array(range(start, start + len(prompts)), pa.int64()),
+        pa.array([prompt.id for prompt in prompts]),
+        pa.array([prompt.prompt for prompt in prompts]),
+    ]
+    pq.write_table(pa.table(columns, schema=PROMPT_SCHEMA), sink, compression="zstd", use_dictionary=False)
+
+
+def read_prompts(path: Path) -> Iterator[tuple[int, Prompt]]:
+    """Yield a chunk's prompts with their positions in the job."""
+    with closing(pq.ParquetFile(path)) as file:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                yield row["index"], Prompt(id=row["id"], prompt=row["prompt"])
+
+
+def _part_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    ids = [row.get("text_ids") for row in rows]
+    offsets = np.cumsum([0, *(0 if each is None else len(each) for each in ids)])
+    positions = np.concatenate([np.empty((0, 4), np.int64), *(each for each in ids if each is not None)])
+    columns = {
+        field.name: pa.array([row.get(field.name) for row in rows], field.type)
+        for field in PART_SCHEMA
+        if field.name != "text_ids"
+    }
+    columns["text_ids"] = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()),
+        pa.FixedSizeListArray.from_arrays(pa.array(positions.reshape(-1)), 4),
+        mask=pa.array([each is None for each in ids]),
+    )
+    return pa.table([columns[name] for name in PART_SCHEMA.names], schema=PART_SCHEMA)
+
+
+def _to_base64(rows: Array) -> str:
+    return base64.b64encode(np.ascontiguousarray(rows).tobytes()).decode("ascii")

@@ -1,0 +1,88 @@
+"""The queue: Celery on Redis, with names and settings that api and worker share.
+
+Messages are hints: a lost one costs time, never a job, whose truth is in its files. docs/celery.md gives the reasons
+for the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from celery import Celery
+from kombu import Queue
+
+from jobs.messages import ChunkMessage, PredictMessage
+from jobs.settings import Settings
+
+INTERACTIVE = "interactive"
+BULK = "bulk"
+PREDICT_TASK = "layerstack.predict"
+CHUNK_TASK = "layerstack.encode_chunk"
+
+
+def make_celery(settings: Settings) -> Celery:
+    """Return a Celery app for the broker of `settings`; it connects on first use."""
+    app = Celery("layerstack", broker=_broker_url(settings), set_as_current=False)
+    app.conf.update(
+        task_queues=[Queue(INTERACTIVE), Queue(BULK)],
+        task_default_queue=BULK,
+        task_create_missing_queues=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=True,  # a message lives until the part is written
+        task_acks_on_failure_or_timeout=True,  # failures go to the job's own ledger, not round in circles
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # threads cannot be cancelled
+        worker_soft_shutdown_timeout=0,
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=False,  # nothing here uses it, and it polls
+        worker_send_task_events=False,
+        broker_connection_timeout=5,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # never give up
+        broker_transport_options={
+            "visibility_timeout": settings.visibility_timeout_s,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "queue_order_strategy": "priority",
+            "health_check_interval": 10,
+            "socket_timeout": 15,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+        },
+    )
+    return app
+
+
+def publish_predict(app: Celery, message: PredictMessage) -> None:
+    """Ask a worker for an answer now.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker does not answer.
+    """
+    app.send_task(PREDICT_TASK, kwargs={"message": message.model_dump(mode="json")}, queue=INTERACTIVE, retry=False)
+
+
+def publish_chunks(app: Celery, messages: Iterable[ChunkMessage]) -> None:
+    """Ask workers for chunks of a job, over one connection.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker does not answer.
+    """
+    with app.producer_pool.acquire(block=True) as producer:
+        for message in messages:
+            app.send_task(
+                CHUNK_TASK,
+                kwargs={"message": message.model_dump(mode="json")},
+                queue=BULK,
+                retry=False,
+                producer=producer,
+            )
+
+
+def _broker_url(settings: Settings) -> str:
+    """Translate the URL: redis-py calls a unix socket `unix://`, kombu `redis+socket://`."""
+    url = settings.broker_url.get_secret_value()
+    return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix://") else url

@@ -1,0 +1,175 @@
+"""The records that are stored, sent and shown. All are frozen, and those that outlive a process are versioned."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from jobs.tensors import DtypeName
+
+JOB_ID_PATTERN = r"^[0-9A-HJKMNP-TV-Z]{26}$"
+JobId = Annotated[str, StringConstraints(pattern=JOB_ID_PATTERN)]
+"""A ULID: job ids sort by the time of their making, and are safe as folder names."""
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and an unknown field is an error, never dropped silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. It follows from the job's files, and from live progress for `running`."""
+
+    QUEUED = "queued"
+    """Accepted and stored; no chunk has started."""
+    RUNNING = "running"
+    """At least one chunk has started."""
+    SUCCEEDED = "succeeded"
+    """The manifest is written; rows that failed on their own are counted in it."""
+    FAILED = "failed"
+    """A chunk used up its attempts; the parts that are done stay readable."""
+
+
+class JobOptions(Record):
+    """How a job's results are stored."""
+
+    dtype: DtypeName | None = Field(None, description="dtype of the stored rows; default the encoder's own")
+    layout: Literal["own_rows", "dense"] = Field(
+        "own_rows", description="'own_rows' stores a prompt's own rows and the constants once; 'dense' all rows of each"
+    )
+    compression: Literal["none", "zstd"] = Field("none", description="of the Parquet columns")
+    chunk_rows: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        None, description="prompts in one part; default the server's setting"
+    )
+
+
+class EncoderInfo(Record):
+    """What a loaded encoder says of itself.
+
+    `embed_dim` is D, the number of layers times the hidden size; `num_prefix_tokens` is P.
+    """
+
+    model: str
+    revision: str | None
+    preset: str
+    layers: tuple[int, ...]
+    max_length: int
+    embed_dim: int
+    num_prefix_tokens: int
+    dtype: DtypeName
+    device: str
+    fingerprint: str
+    random_weights: bool
+
+
+class WorkerPresence(Record):
+    """A worker that has loaded its encoder, as it announces itself in Redis."""
+
+    worker_id: str
+    host: str
+    started_at: datetime
+    encoder: EncoderInfo
+
+
+class Prompt(Record):
+    """One prompt of a job, with the caller's id for it."""
+
+    id: str
+    prompt: str
+
+
+class JobRecord(Record):
+    """`job.json`: what was asked. Written once, after the prompts, and never changed."""
+
+    version: Literal[1] = 1
+    id: JobId
+    created_at: datetime
+    num_prompts: int
+    num_chunks: int
+    chunk_rows: int
+    dtype: DtypeName
+    layout: Literal["own_rows", "dense"]
+    compression: Literal["none", "zstd"]
+    fingerprint: str = Field(description="of the encoder; results of another are never mixed in")
+    metadata: dict[str, str]
+
+
+class ChunkFailure(Record):
+    """`failures/{chunk}.json`: what went wrong with a chunk as a whole, and how often it was tried."""
+
+    version: Literal[1] = 1
+    chunk: int
+    attempts: int
+    gave_up: bool = Field(description="the attempts are used up: the job has failed")
+    error: str
+    failed_at: datetime
+
+
+class PartSummary(Record):
+    """A finished part, as the manifest lists it."""
+
+    index: int
+    rows: int
+    bytes: int
+    sha256: str
+    succeeded: int
+    failed: int
+    truncated: int
+    tokens: int = Field(description="tokens of all prompts that succeeded, prefix included")
+
+
+class RowError(Record):
+    """A row that failed on its own."""
+
+    index: int
+    id: str
+    error: str
+
+
+class Manifest(Record):
+    """`manifest.json`: written last, once every part is there."""
+
+    version: Literal[1] = 1
+    job_id: JobId
+    fingerprint: str
+    finished_at: datetime
+    rows: int
+    bytes: int
+    succeeded: int
+    failed: int
+    truncated: int
+    tokens: int
+    parts: list[PartSummary]
+    errors: list[RowError] = Field(description="the first 1,000 rows that failed; all of them are in the parts")
+
+
+class PartView(Record):
+    """A finished part, as a job shows it."""
+
+    index: int
+    bytes: int
+    url: str
+
+
+class JobView(Record):
+    """A job, as the API shows it."""
+
+    id: JobId
+    status: JobStatus
+    created_at: datetime
+    finished_at: datetime | None
+    num_prompts: int
+    num_done: int = Field(description="prompts encoded so far, those of unfinished parts included")
+    num_failed: int | None = Field(description="rows that failed on their own; known once the job has finished")
+    num_truncated: int | None = Field(description="prompts cut to max_length; known once the job has finished")
+    num_parts: int
+    num_parts_done: int
+    options: JobOptions
+    fingerprint: str
+    metadata: dict[str, str]
+    error: str | None
+    parts: list[PartView]

@@ -1,0 +1,90 @@
+"""Every setting there is, read once at the entry point from `LAYERSTACK_*` variables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs.errors import SettingsError
+
+_PREFIX = "LAYERSTACK_"
+
+
+class Settings(BaseSettings):
+    """The settings of api and worker. Each field `x` is set by the environment variable `LAYERSTACK_X`."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    broker_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: redis://, rediss:// or unix://"
+    )
+    reply_url: SecretStr | None = Field(None, description="a second Redis for large replies; default the broker")
+    storage: str = Field("layerstack-data", description="folder that holds the jobs")
+
+    host: str = Field("127.0.0.1", description="address the API listens on")
+    port: int = Field(7860, ge=1, le=65535, description="port the API listens on")
+    predict_max_prompts: int = Field(16, ge=1, description="prompts in one POST /predict")
+    predict_timeout_s: float = Field(120.0, gt=0, description="seconds until an unanswered /predict is given up")
+    prompt_max_chars: int = Field(200_000, ge=1, description="characters in one prompt")
+    body_max_bytes: int = Field(64 * 2**20, ge=1, description="bytes of a JSON body")
+    upload_max_bytes: int = Field(16 * 2**30, ge=1, description="bytes of an uploaded prompt file")
+    chunk_rows: int = Field(256, ge=1, le=100_000, description="prompts in one chunk, and so in one part")
+
+    model: str | None = Field(None, description="folder or hub id of the model; the worker needs it")
+    model_revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    preset: str = Field("flux2-dev", description="encoder preset")
+    device: str | None = Field(None, description="torch device; default CUDA if there is one")
+    dtype: str | None = Field(None, description="dtype of the encoder; default bfloat16 on CUDA, float32 elsewhere")
+    attention: str = Field("sdpa", description="transformers' attention implementation")
+    batch_size: int = Field(8, ge=1, description="prompts in one forward")
+    interactive_threads: int = Field(2, ge=1, description="slots that only /predict uses")
+    bulk_threads: int = Field(2, ge=1, description="slots that only jobs use")
+    chunk_attempts: int = Field(3, ge=1, description="attempts at a chunk before its job fails")
+    visibility_timeout_s: int = Field(120, ge=1, description="seconds until a dead worker's messages come back")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @field_validator("broker_url", "reply_url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return url
+
+    @field_validator("storage")
+    @classmethod
+    def _local_folder(cls, storage: str) -> str:
+        if "://" in storage:
+            raise ValueError("must be a folder; object stores are not supported")
+        return storage
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, level: str) -> str:
+        if level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+            raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+        return level.upper()
+
+    @property
+    def effective_reply_url(self) -> str:
+        """Where replies to /predict travel."""
+        return (self.reply_url or self.broker_url).get_secret_value()
+
+
+def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - values are what pydantic validates
+    """Read the environment; `overrides` win over it.
+
+    Raises:
+        SettingsError: a value is bad; the message names the variable and, unless it may hold a password, the value.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as exc:
+        raise SettingsError("; ".join(_describe(error) for error in exc.errors())) from None
+
+
+def _describe(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    field = str(error["loc"][0])
+    shown = "(hidden)" if field.endswith("_url") else repr(error["input"])
+    return f"{_PREFIX}{field.upper()}={shown}: {error['msg'].removeprefix('Value error, ')}"

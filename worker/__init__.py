@@ -1,0 +1,1 @@
+"""Celery workers: take a chunk or a request, call the encoder, write the part or send the reply."""

@@ -1,0 +1,150 @@
+"""The worker process: one encoder, and Celery threads around it.
+
+Two Celery apps run in this process, because the choice of queues is per app: jobs cannot take the slots of
+interactive requests, so those wait for the batch that is running, never for a chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+
+from celery import Celery
+from celery.worker import WorkController
+from celery.worker import state as celery_state
+from kombu.asynchronous import set_event_loop
+from redis import Redis
+
+from encoder import Encoder, EncoderError
+from jobs.queue import BULK, INTERACTIVE, make_celery
+from jobs.settings import Settings
+from jobs.store import JobStore
+from worker.presence import Presence
+from worker.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+_SOCKET_TIMEOUT_S = 15.0
+
+
+def run(settings: Settings) -> int:
+    """Load the encoder and work until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 0 after a signal, 1 if the worker cannot start or its consumers end by themselves.
+    """
+    _exit_on_signal()
+    encoder = _load(settings)
+    if encoder is None:
+        return 1
+    stopping = threading.Event()
+    _stop_on_signal(stopping)
+    store = JobStore(settings.storage)
+    try:
+        store.check()
+    except OSError as exc:
+        logger.error("LAYERSTACK_STORAGE=%r cannot be used: %s", settings.storage, exc)  # noqa: TRY400 - the message says it all
+        return 1
+    redis = _connect(settings.broker_url.get_secret_value())
+    tasks = Tasks(
+        encoder=encoder,
+        store=store,
+        redis=redis,
+        reply_redis=_connect(settings.effective_reply_url),
+        chunk_attempts=settings.chunk_attempts,
+        stopping=stopping,
+    )
+    with Presence(redis, encoder):
+        return _consume(settings, tasks, stopping)
+
+
+def _load(settings: Settings) -> Encoder | None:
+    if settings.model is None:
+        logger.error("LAYERSTACK_MODEL is not set: name a folder or a hub id")
+        return None
+    try:
+        encoder = Encoder.load(
+            settings.model,
+            settings.preset,
+            revision=settings.model_revision,
+            device=settings.device,
+            dtype=settings.dtype,
+            attention=settings.attention,
+            batch_size=settings.batch_size,
+        )
+    except EncoderError as exc:
+        logger.error("the encoder cannot be loaded: %s", exc)  # noqa: TRY400 - the message says it all
+        return None
+    logger.info("loaded %s on %s, fingerprint %s", encoder.model, encoder.device, encoder.fingerprint)
+    if encoder.random_weights:
+        logger.warning("%s is the demo checkpoint: its weights are RANDOM", encoder.model)
+    return encoder
+
+
+def _consume(settings: Settings, tasks: Tasks, stopping: threading.Event) -> int:
+    """Run both consumers until `stopping` is set, or one of them ends by itself."""
+    consumers = [
+        _consumer(settings, tasks, INTERACTIVE, settings.interactive_threads),
+        _consumer(settings, tasks, BULK, settings.bulk_threads),
+    ]
+
+    def start(consumer: WorkController) -> None:
+        consumer.start()
+        stopping.set()
+
+    threads = [threading.Thread(target=start, args=[consumer], name=consumer.hostname) for consumer in consumers]
+    for thread in threads:
+        thread.start()
+    logger.info("ready")
+    stopping.wait()
+    signalled = celery_state.should_stop is not None
+    celery_state.should_stop = 0  # both consumers look at it, and end with this exit code
+    for thread in threads:
+        thread.join()
+    logger.info("stopped")
+    return 0 if signalled else 1
+
+
+def _consumer(settings: Settings, tasks: Tasks, queue: str, concurrency: int) -> WorkController:
+    app: Celery = make_celery(settings)
+    tasks.register(app)
+    # kombu keeps the event loop in a global and would give both consumers the same one. Without a loop, a consumer
+    # that is full looks again only after 2 s.
+    set_event_loop(None)
+    return app.WorkController(
+        app=app,
+        hostname=f"{queue}@%h",
+        queues=[queue],
+        concurrency=concurrency,
+        pool_cls="threads",
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+
+
+def _exit_on_signal() -> None:
+    """Let SIGTERM and SIGINT end the process at once, as long as there is nothing to finish."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+
+
+def _stop_on_signal(stopping: threading.Event) -> None:
+    """Let SIGTERM and SIGINT end the process in order: chunks are handed back between two batches."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        celery_state.should_stop = 0
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _connect(url: str) -> Redis:
+    return Redis.from_url(url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=5)

@@ -1,0 +1,127 @@
+"""The Celery tasks: read the message, call one plain function, map its errors to an answer for the queue."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Reject
+from pydantic import ValidationError
+from redis import Redis, RedisError
+
+from encoder import Encoder
+from jobs import keys
+from jobs.errors import JobNotFoundError
+from jobs.messages import ChunkMessage, PredictFailure, PredictMessage, pack_reply
+from jobs.queue import CHUNK_TASK, PREDICT_TASK, publish_chunks
+from jobs.store import JobStore
+from worker.chunks import encode_chunk
+from worker.errors import HandedBackError
+from worker.predict import answer
+
+logger = logging.getLogger(__name__)
+# A storage that cannot even note a failure is asked again no faster than this.
+_STORAGE_PAUSE_S = 5.0
+
+
+class Tasks:
+    """The tasks of one worker process, with what they need."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        store: JobStore,
+        redis: Redis,
+        reply_redis: Redis,
+        chunk_attempts: int,
+        stopping: threading.Event,
+    ) -> None:
+        self._encoder = encoder
+        self._store = store
+        self._redis = redis
+        self._reply_redis = reply_redis
+        self._chunk_attempts = chunk_attempts
+        self._stopping = stopping
+
+    def register(self, app: Celery) -> None:
+        """Make the tasks known to `app`."""
+
+        def predict(message: dict[str, Any]) -> None:
+            self.predict(message)
+
+        def chunk(message: dict[str, Any]) -> None:
+            self.chunk(app, message)
+
+        app.task(name=PREDICT_TASK)(predict)
+        app.task(name=CHUNK_TASK)(chunk)
+
+    def predict(self, message: dict[str, Any]) -> None:
+        """Answer a request, unless nobody waits for the answer any more."""
+        request = PredictMessage.model_validate(message)
+        if time.time() > request.deadline:
+            logger.info("request %s: its deadline has passed, dropped", request.request_id)
+            return
+        try:
+            reply = pack_reply(answer(self._encoder, request))
+        except Exception:  # whatever it is, the client is told rather than left waiting
+            logger.exception("request %s failed", request.request_id)
+            reply = pack_reply(PredictFailure(position=None, reason="the encoder failed; the worker's log says why"))
+        key = keys.reply(request.request_id)
+        with self._reply_redis.pipeline() as pipe:
+            pipe.rpush(key, reply).expire(key, keys.REPLY_TTL_S).execute()
+
+    def chunk(self, app: Celery, message: dict[str, Any]) -> None:
+        """Encode a chunk; a failure is noted in the job, and tried again while attempts are left.
+
+        Raises:
+            Reject: the worker is stopping, or the storage cannot even note a failure; the message goes back.
+        """
+        try:
+            request = ChunkMessage.model_validate(message)
+        except ValidationError:
+            logger.exception("a chunk message that cannot be read is dropped: %r", message)
+            return
+        job_id, chunk = request.job_id, request.chunk
+        try:
+            encode_chunk(
+                self._store,
+                self._encoder,
+                job_id,
+                chunk,
+                stopping=self._stopping.is_set,
+                on_progress=lambda rows: self._note_progress(job_id, chunk, rows),
+            )
+        except JobNotFoundError:
+            logger.info("chunk %d of job %s: the job is gone, dropped", chunk, job_id)
+        except HandedBackError as exc:
+            logger.info("handed back: %s", exc)
+            raise Reject(str(exc), requeue=True) from exc
+        except Exception as exc:
+            logger.exception("chunk %d of job %s failed", chunk, job_id)
+            self._note_failure(app, request, f"{type(exc).__name__}: {exc}")
+        else:
+            logger.info("chunk %d of job %s is done", chunk, job_id)
+
+    def _note_failure(self, app: Celery, request: ChunkMessage, error: str) -> None:
+        try:
+            failure = self._store.record_failure(request.job_id, request.chunk, error, self._chunk_attempts)
+        except JobNotFoundError:
+            return
+        except OSError as exc:
+            self._stopping.wait(_STORAGE_PAUSE_S)
+            raise Reject(f"the storage cannot note a failure: {exc}", requeue=True) from exc
+        if not failure.gave_up:
+            publish_chunks(app, [request])
+
+    def _note_progress(self, job_id: str, chunk: int, rows: int) -> None:
+        """Tell whoever watches; a chunk does not fail for that."""
+        key = keys.progress(job_id)
+        try:
+            with self._redis.pipeline() as pipe:
+                pipe.hset(key, str(chunk), rows).expire(key, keys.PROGRESS_TTL_S).execute()
+        except RedisError as exc:
+            logger.warning("cannot note the progress of job %s: %s", job_id, exc)
