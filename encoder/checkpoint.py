@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
@@ -36,6 +36,7 @@ _FLUX2_FILES = ["text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/
 _PLAIN_FILES = ["*.json", "*.jinja", "model*.safetensors"]
 _MODEL_TYPES = ("mistral3", "mistral")
 _EMBEDDING = "embed_tokens.weight"
+_AUTO_MODEL: Any = AutoModel  # its methods carry no annotations
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Checkpoint:
                 f"{self.model_dir} is no Mistral-3 checkpoint: config.json says model_type {config.model_type!r}, "
                 f"not one of {', '.join(_MODEL_TYPES)}"
             )
-        return config.get_text_config()
+        text_config: PreTrainedConfig = config.get_text_config()
+        return text_config
 
     def has_random_weights(self) -> bool:
         """Whether this is the demo checkpoint of `encoder.tiny`, good for trying things out and for nothing else."""
@@ -167,10 +169,11 @@ def load_trunk(
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]
     with init_empty_weights(include_buffers=False):
-        trunk: nn.Module = AutoModel.from_config(config, attn_implementation=attention, dtype=dtype)
+        trunk = _AUTO_MODEL.from_config(config, attn_implementation=attention, dtype=dtype)
     trunk.norm = nn.Identity()
     _read_parameters(trunk, checkpoint, device, dtype)
-    return trunk.to(device).eval().requires_grad_(requires_grad=False)
+    loaded: nn.Module = trunk.to(device).eval().requires_grad_(requires_grad=False)
+    return loaded
 
 
 def _read_parameters(trunk: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:

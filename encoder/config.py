@@ -59,9 +59,7 @@ class EncoderConfig:
             raise EncoderConfigError(f"no preset {name!r}; there are: {', '.join(sorted(PRESETS))}") from None
 
 
-_FLUX2_DEV = EncoderConfig(
-    name="flux2-dev", layers=(10, 20, 30), max_length=512, system_message=_FLUX2_SYSTEM_MESSAGE
-)
+_FLUX2_DEV = EncoderConfig(name="flux2-dev", layers=(10, 20, 30), max_length=512, system_message=_FLUX2_SYSTEM_MESSAGE)
 
 PRESETS: dict[str, EncoderConfig] = {
     config.name: config

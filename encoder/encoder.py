@@ -132,7 +132,7 @@ class Encoder:
         return encodings
 
     def dense(self, encodings: Sequence[Encoding]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `prompt_embeds [B, max_length, D]` and `text_ids [B, max_length, 4]`, as `Flux2Pipeline` makes them."""
+        """Return `prompt_embeds [B, max_length, D]` and `text_ids [B, max_length, 4]` for `Flux2Pipeline`."""
         prompt_embeds = dense_rows(
             encodings, pad_row=self.pad_row, prefix_rows=self.prefix_rows, max_length=self.config.max_length
         )
@@ -165,7 +165,8 @@ class Encoder:
             hidden_states.append(output)
 
         with self._lock:
-            hooks = [self._trunk.get_submodule(f"layers.{k - 1}").register_forward_hook(keep) for k in self.config.layers]
+            layers = [self._trunk.get_submodule(f"layers.{k - 1}") for k in self.config.layers]
+            hooks = [layer.register_forward_hook(keep) for layer in layers]
             try:
                 self._trunk(
                     input_ids=input_ids.to(self.device), attention_mask=attention_mask.to(self.device), use_cache=False
@@ -212,7 +213,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in _DTYPES.values():
+    if found is None or found not in _DTYPES.values():
         raise EncoderConfigError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
     return found
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
-from typing import TYPE_CHECKING
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, cast
 
 from encoder.config import EncoderConfig
 from encoder.errors import CheckpointError, EncoderConfigError, PromptError
@@ -44,7 +44,7 @@ class PromptTokenizer:
         self._config = config
         self.pad_token_id: int = tokenizer.pad_token_id
         self.chat_template: str = tokenizer.chat_template
-        self.prefix_ids: list[int] = commonprefix([self._templated_ids(probe) for probe in _PROBES])
+        self.prefix_ids: list[int] = _shared_start([self._templated_ids(probe) for probe in _PROBES])
         if len(self.prefix_ids) >= config.max_length:
             raise EncoderConfigError(
                 f"max_length {config.max_length} leaves no room for a prompt: "
@@ -76,7 +76,15 @@ class PromptTokenizer:
             {"role": "system", "content": [{"type": "text", "text": self._config.system_message}]},
             {"role": "user", "content": [{"type": "text", "text": prompt.replace("[IMG]", "")}]},
         ]
-        ids: list[int] = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=False, tokenize=True, return_dict=True
-        )["input_ids"]
+        # transformers annotates neither content lists nor what `return_dict` returns.
+        tokenized: Any = self._tokenizer.apply_chat_template(
+            cast("Any", messages), add_generation_prompt=False, tokenize=True, return_dict=True
+        )
+        ids: list[int] = tokenized["input_ids"]
         return ids
+
+
+def _shared_start(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Return the longest start that all `sequences` have in common."""
+    columns = zip(*sequences, strict=False)  # the shortest ends the comparison
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, Mistral3Config, Mistral3ForConditionalGeneration
-from transformers.integrations.mistral import convert_tekken_tokenizer
+from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
 
 _TEKKEN = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
 _HEADS, _KV_HEADS = 4, 2
@@ -101,8 +101,8 @@ def _write_text_encoder(folder: Path, hidden: int, seed: int) -> None:
         tie_word_embeddings=False,
         architectures=["Mistral3ForConditionalGeneration"],
         dtype="float32",
-        layerstack_random_weights=True,
     )
+    config.layerstack_random_weights = True
     with torch.device("meta"):
         shapes = {key: tuple(t.shape) for key, t in Mistral3ForConditionalGeneration(config).state_dict().items()}
     folder.mkdir()
@@ -142,7 +142,7 @@ def main() -> None:
         write(args.folder, args.hidden, args.seed)
     except (ValueError, FileExistsError) as exc:
         parser.error(str(exc))
-    print(f"{args.folder}: a Mistral-3 checkpoint with RANDOM weights, hidden size {args.hidden}")  # noqa: T201
+    print(f"{args.folder}: a Mistral-3 checkpoint with RANDOM weights, hidden size {args.hidden}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -96,7 +96,7 @@ class EncodedRow:
 class PartWriter:
     """Writes the rows of one part, in order, with memory for one row group."""
 
-    def __init__(self, sink: BinaryIO, header: PartHeader, compression: Literal["none", "zstd"]) -> None:
+    def __init__(self, sink: IO[bytes], header: PartHeader, compression: Literal["none", "zstd"]) -> None:
         self._header = header
         self._prefix_rows, self._pad_row = header.constant_rows()
         self._pending: list[dict[str, Any]] = []
@@ -182,7 +182,7 @@ def open_part(path: Path) -> pq.ParquetFile:
         raise PartFormatError(f"{path} is damaged or no Parquet: {exc}") from exc
 
 
-def write_prompts(sink: BinaryIO, start: int, prompts: Sequence[Prompt]) -> None:
+def write_prompts(sink: IO[bytes], start: int, prompts: Sequence[Prompt]) -> None:
     """Write a chunk's prompts, the first of which stands at `start` in the job."""
     columns = [
         pa.array(range(start, start + len(prompts)), pa.int64()),

@@ -74,16 +74,8 @@ class JobStore:
         created_at = datetime.now(UTC)
         folder = job_folder(self._storage, str(ULID()))
         chunk_rows = options.chunk_rows or default_chunk_rows
-        num_prompts = num_chunks = 0
-        waiting = iter(prompts)
         try:
-            while chunk := list(islice(waiting, chunk_rows)):
-                with written_whole(folder.prompts(num_chunks)) as file:
-                    write_prompts(file, num_prompts, chunk)
-                num_prompts += len(chunk)
-                num_chunks += 1
-            if not num_prompts:
-                raise NoPromptsError("a job needs at least one prompt")
+            num_prompts, num_chunks = _write_chunks(folder, prompts, chunk_rows)
             record = JobRecord(
                 id=folder.path.name,
                 created_at=created_at,
@@ -246,6 +238,20 @@ class JobStore:
         return folder
 
 
+def _write_chunks(folder: JobFolder, prompts: Iterable[Prompt], chunk_rows: int) -> tuple[int, int]:
+    """Write `prompts` chunk by chunk; returns how many prompts and chunks there are."""
+    num_prompts = num_chunks = 0
+    waiting = iter(prompts)
+    while chunk := list(islice(waiting, chunk_rows)):
+        with written_whole(folder.prompts(num_chunks)) as file:
+            write_prompts(file, num_prompts, chunk)
+        num_prompts += len(chunk)
+        num_chunks += 1
+    if not num_prompts:
+        raise NoPromptsError("a job needs at least one prompt")
+    return num_prompts, num_chunks
+
+
 def _status(*, succeeded: bool, failed: bool, running: bool) -> JobStatus:
     if succeeded:
         return JobStatus.SUCCEEDED
@@ -275,8 +281,10 @@ def _summarise(path: Path, index: int, errors: list[RowError]) -> PartSummary:
     with closing(open_part(path)) as part:
         table = part.read(columns=_MANIFEST_COLUMNS)
     bad = table.filter(pc.is_valid(table["error"]))
-    for row in bad.slice(0, _MANIFEST_ERRORS - len(errors)).to_pylist():
-        errors.append(RowError(index=row["index"], id=row["id"], error=row["error"]))
+    errors += [
+        RowError(index=row["index"], id=row["id"], error=row["error"])
+        for row in bad.slice(0, _MANIFEST_ERRORS - len(errors)).to_pylist()
+    ]
     return PartSummary(
         index=index,
         rows=table.num_rows,

@@ -14,7 +14,7 @@ def main() -> int:
     try:
         settings = load_settings()
     except SettingsError as exc:
-        print(exc, file=sys.stderr)  # noqa: T201 - before logging is set up
+        print(exc, file=sys.stderr)
         return 1
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s worker %(name)s: %(message)s")
     logging.getLogger("celery.redirected").setLevel(logging.WARNING)

@@ -46,7 +46,8 @@ def encode_chunk(
                 f"({encoder.model})"
             )
         done = 0
-        with store.new_part(job_id, chunk) as file, PartWriter(file, _header(record, encoder), record.compression) as part:
+        header = _header(record, encoder)
+        with store.new_part(job_id, chunk) as file, PartWriter(file, header, record.compression) as part:
             for batch in _batches(store.prompts(job_id, chunk), encoder.batch_size):
                 if stopping():
                     raise HandedBackError(f"chunk {chunk} of job {job_id} after {done} rows")

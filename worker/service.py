@@ -10,6 +10,7 @@ import logging
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from celery import Celery
 from celery.worker import WorkController
@@ -26,6 +27,7 @@ from worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 _SOCKET_TIMEOUT_S = 15.0
+_CELERY_STATE: Any = celery_state  # its stubs know only of None, where an exit code belongs
 
 
 def run(settings: Settings) -> int:
@@ -93,13 +95,13 @@ def _consume(settings: Settings, tasks: Tasks, stopping: threading.Event) -> int
         consumer.start()
         stopping.set()
 
-    threads = [threading.Thread(target=start, args=[consumer], name=consumer.hostname) for consumer in consumers]
+    threads = [threading.Thread(target=start, args=[consumer]) for consumer in consumers]
     for thread in threads:
         thread.start()
     logger.info("ready")
     stopping.wait()
-    signalled = celery_state.should_stop is not None
-    celery_state.should_stop = 0  # both consumers look at it, and end with this exit code
+    signalled = _CELERY_STATE.should_stop is not None
+    _CELERY_STATE.should_stop = 0  # both consumers look at it, and end with this exit code
     for thread in threads:
         thread.join()
     logger.info("stopped")
@@ -139,7 +141,7 @@ def _stop_on_signal(stopping: threading.Event) -> None:
     """Let SIGTERM and SIGINT end the process in order: chunks are handed back between two batches."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        celery_state.should_stop = 0
+        _CELERY_STATE.should_stop = 0
         stopping.set()
 
     signal.signal(signal.SIGTERM, stop)

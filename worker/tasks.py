@@ -72,7 +72,9 @@ class Tasks:
             reply = pack_reply(PredictFailure(position=None, reason="the encoder failed; the worker's log says why"))
         key = keys.reply(request.request_id)
         with self._reply_redis.pipeline() as pipe:
-            pipe.rpush(key, reply).expire(key, keys.REPLY_TTL_S).execute()
+            pipe.rpush(key, reply)
+            pipe.expire(key, keys.REPLY_TTL_S)
+            pipe.execute()
 
     def chunk(self, app: Celery, message: dict[str, Any]) -> None:
         """Encode a chunk; a failure is noted in the job, and tried again while attempts are left.
@@ -122,6 +124,8 @@ class Tasks:
         key = keys.progress(job_id)
         try:
             with self._redis.pipeline() as pipe:
-                pipe.hset(key, str(chunk), rows).expire(key, keys.PROGRESS_TTL_S).execute()
+                pipe.hset(key, str(chunk), str(rows))
+                pipe.expire(key, keys.PROGRESS_TTL_S)
+                pipe.execute()
         except RedisError as exc:
             logger.warning("cannot note the progress of job %s: %s", job_id, exc)

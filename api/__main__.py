@@ -1,0 +1,53 @@
+"""`python -m api`: the HTTP server, with its settings from `LAYERSTACK_*` variables."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import sys
+
+import uvicorn
+
+from api.app import create_app
+from jobs.errors import SettingsError
+from jobs.settings import load_settings
+
+logger = logging.getLogger(__name__)
+# Answers under way get this long at shutdown; whoever still waits for a worker then is cut off.
+_GRACE_S = 3
+
+
+def main() -> int:
+    """Run the server; returns the exit code."""
+    try:
+        settings = load_settings()
+    except SettingsError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s api %(name)s: %(message)s")
+    if not _is_loopback(settings.host):
+        logger.warning("listening on %s: whoever reaches this port can use the encoder", settings.host)
+    # uvicorn raises the signal that stopped it once more at the end: stopping in order is no failure.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    signal.signal(signal.SIGINT, lambda _number, _frame: sys.exit(0))
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        timeout_graceful_shutdown=_GRACE_S,
+        server_header=False,
+    )
+    return 0
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import problems
+from api.limits import BodyLimit
+from api.routes import jobs, predict, service
+from api.services import open_services
+from jobs.settings import Settings, load_settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; connections open with its lifespan.
+
+    Raises:
+        SettingsError: `settings` is not given, and a variable of the environment has a bad value.
+    """
+    chosen = settings or load_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(chosen) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="layerstack",
+        version=service.VERSION,
+        description="Prompts in, FLUX.2 text conditioning out.",
+        lifespan=lifespan,
+    )
+    problems.install(app)
+    app.add_middleware(BodyLimit, json_max_bytes=chosen.body_max_bytes, upload_max_bytes=chosen.upload_max_bytes)
+    app.include_router(predict.router)
+    app.include_router(jobs.router)
+    app.include_router(service.router)
+    return app

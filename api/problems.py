@@ -1,0 +1,148 @@
+"""Every error that a client sees: RFC 9457 problem documents. docs/api.md lists the types.
+
+Problem                 any HTTP error with a stable type
+├── Unavailable         503: broker or worker is not there
+└── (others are made where they are found, by one of the functions below)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from jobs.errors import JobNotFoundError, NoPromptsError, PartNotReadyError
+
+logger = logging.getLogger(__name__)
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+_SHOWN_CHARS = 200
+
+
+class Problem(HTTPException):
+    """An HTTP error that says what is wrong, with which field, and what the limit is.
+
+    Args:
+        status: HTTP status.
+        kind: stable last word of the problem's type, such as `too-many-prompts`.
+        detail: one sentence for the person who reads it.
+        headers: to send along.
+        members: further members of the document, such as `field` and `limit`.
+    """
+
+    def __init__(
+        self, status: int, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: object
+    ) -> None:
+        super().__init__(status, detail, headers=dict(headers) if headers else None)
+        self.kind = kind
+        self.members = members
+
+
+class Unavailable(Problem):
+    """503: what is needed is not there now, and may be soon."""
+
+    def __init__(self, kind: str, detail: str, **members: object) -> None:
+        super().__init__(503, kind, detail, headers={"Retry-After": str(RETRY_AFTER_S)}, **members)
+
+
+def invalid(field: str, value: object, reason: str, *, limit: int | None = None) -> Problem:
+    """Return a 422 for one field; what is shown of the value is cut to a readable length."""
+    shown = shorten(value)
+    members: dict[str, Any] = {} if limit is None else {"limit": limit}
+    return Problem(422, "invalid-request", f"{field}: {reason}; got {shown}", field=field, value=shown, **members)
+
+
+def invalid_all(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """Return a 422 for what pydantic found wrong."""
+    listed = [_describe(error) for error in errors[:20]]
+    detail = "; ".join(f"{each['field']}: {each['message']}; got {each['value']}" for each in listed[:3])
+    return Problem(422, "invalid-request", detail, field=listed[0]["field"], errors=listed)
+
+
+def _describe(error: Mapping[str, Any]) -> dict[str, str]:
+    place = [part for part in error["loc"] if part != "body"]
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "json_invalid":
+        # FastAPI names the character where the JSON breaks as if it were a field; pydantic has it in the message.
+        characters = [f" at character {part}" for part in place if isinstance(part, int)]
+        message = f"not valid JSON: {error['ctx']['error']}{''.join(characters)}"
+        place = [part for part in place if not isinstance(part, int)]
+    field = ".".join(map(str, place)) or "body"
+    return {"field": field, "message": message, "value": shorten(error.get("input"))}
+
+
+def shorten(value: object) -> str:
+    """Return a value as it may be shown in an error."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
+
+
+def install(app: FastAPI) -> None:
+    """Turn every error of `app` into a problem document."""
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(JobNotFoundError, _job_not_found)
+    app.add_exception_handler(PartNotReadyError, _part_not_ready)
+    app.add_exception_handler(NoPromptsError, _no_prompts)
+    app.add_exception_handler(RedisError, _broker_down)
+    app.add_exception_handler(OperationalError, _broker_down)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def respond(problem: Problem) -> Response:
+    """Return the document of `problem`."""
+    document = {
+        "type": f"urn:layerstack:problem:{problem.kind}",
+        "title": HTTPStatus(problem.status_code).phrase,
+        "status": problem.status_code,
+        "detail": problem.detail,
+        **problem.members,
+    }
+    return Response(orjson.dumps(document), problem.status_code, problem.headers, MEDIA_TYPE)
+
+
+async def _http_error(_request: Request, exc: Exception) -> Response:
+    if isinstance(exc, Problem):
+        return respond(exc)
+    if not isinstance(exc, HTTPException):
+        raise exc
+    kind = {404: "not-found", 405: "method-not-allowed"}.get(exc.status_code, "http-error")
+    return respond(Problem(exc.status_code, kind, exc.detail, headers=exc.headers))
+
+
+async def _validation_error(request: Request, exc: Exception) -> Response:
+    media_type = request.headers.get("content-type", "")
+    if request.method == "POST" and not media_type.startswith("application/json"):
+        detail = f"Content-Type: this needs application/json; got {shorten(media_type)}"
+        return respond(Problem(415, "unsupported-media-type", detail, field="Content-Type"))
+    return respond(invalid_all(exc.errors() if isinstance(exc, RequestValidationError) else []))
+
+
+async def _job_not_found(_request: Request, exc: Exception) -> Response:
+    return respond(Problem(404, "job-not-found", str(exc)))
+
+
+async def _part_not_ready(_request: Request, exc: Exception) -> Response:
+    return respond(Problem(404, "not-there-yet", str(exc)))
+
+
+async def _no_prompts(_request: Request, exc: Exception) -> Response:
+    return respond(Problem(422, "invalid-request", f"prompts: {exc}", field="prompts"))
+
+
+async def _broker_down(_request: Request, exc: Exception) -> Response:
+    logger.warning("the broker does not answer: %s", exc)
+    return respond(Unavailable("broker-unavailable", "the broker does not answer"))
+
+
+async def _unexpected(_request: Request, _exc: Exception) -> Response:
+    # Starlette logs the exception itself; the client learns nothing of the inside.
+    return respond(Problem(500, "internal-error", "the server failed; its log says why"))

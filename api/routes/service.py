@@ -1,0 +1,97 @@
+"""What the service says of itself."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from api.problems import Problem, Unavailable
+from api.services import Services, ServicesDep
+from jobs.records import EncoderInfo
+
+router = APIRouter(tags=["service"])
+VERSION = version("layerstack")
+_PAGE = Path(__file__).parent.parent / "page.html"
+
+
+class EncoderView(EncoderInfo):
+    """The encoder that new work is for, and how many workers have loaded one."""
+
+    num_workers: int
+    shapes: dict[str, list[int | str]]
+
+
+@router.get("/", response_class=JSONResponse)
+async def index(request: Request) -> Response:
+    """Tell where things are: JSON for programs, a page with the jobs for a browser."""
+    if "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(await run_in_threadpool(_PAGE.read_text, "utf-8"), headers={"Vary": "Accept"})
+    links = {"predict": "/predict", "jobs": "/jobs", "encoder": "/encoder", "health": "/health", "ready": "/ready"}
+    return JSONResponse(
+        {"name": "layerstack", "version": VERSION, **links, "docs": "/docs", "openapi": "/openapi.json"},
+        headers={"Vary": "Accept"},
+    )
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Tell that this process is alive; nothing more."""
+    return {"status": "ok", "version": VERSION}
+
+
+@router.get("/ready")
+async def ready(services: ServicesDep) -> dict[str, Any]:
+    """Tell whether requests can be served: 503 until broker, storage and a loaded encoder answer."""
+    checks = {
+        "broker": await _check_broker(services),
+        "storage": await _check_storage(services),
+        "encoder": await _check_encoder(services),
+    }
+    if any(state != "ok" for state in checks.values()):
+        missing = "; ".join(f"{name}: {state}" for name, state in checks.items() if state != "ok")
+        raise Unavailable("not-ready", missing, checks=checks)
+    return {"status": "ready", "checks": checks}
+
+
+@router.get("/encoder")
+async def encoder(services: ServicesDep) -> EncoderView:
+    """Describe the encoder: model, layers, shapes, fingerprint."""
+    workers = await services.encoders.workers()
+    info = await services.encoders.current()
+    return EncoderView(
+        **info.model_dump(),
+        num_workers=len(workers),
+        shapes={"prompt_embeds": ["B", info.max_length, info.embed_dim], "text_ids": ["B", info.max_length, 4]},
+    )
+
+
+async def _check_broker(services: Services) -> str:
+    try:
+        await services.redis.ping()
+    except RedisError as exc:
+        return f"does not answer ({type(exc).__name__})"
+    return "ok"
+
+
+async def _check_storage(services: Services) -> str:
+    try:
+        await run_in_threadpool(services.store.check)
+    except OSError as exc:
+        return f"cannot be used ({exc.strerror})"
+    return "ok"
+
+
+async def _check_encoder(services: Services) -> str:
+    try:
+        await services.encoders.current()
+    except Problem as exc:
+        return exc.detail
+    except RedisError:
+        return "unknown without the broker"
+    return "ok"
