@@ -10,6 +10,7 @@ import sys
 import uvicorn
 
 from api.app import create_app
+from jobs import logs
 from jobs.errors import SettingsError
 from jobs.settings import load_settings
 
@@ -25,7 +26,7 @@ def main() -> int:
     except SettingsError as exc:
         print(exc, file=sys.stderr)
         return 1
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s api %(name)s: %(message)s")
+    logs.set_up("api", settings.log_level)
     if not _is_loopback(settings.host):
         logger.warning("listening on %s: whoever reaches this port can use the encoder", settings.host)
     # uvicorn raises the signal that stopped it once more at the end: stopping in order is no failure.

@@ -65,6 +65,11 @@ def jobs_folder(storage: Path) -> Path:
     return storage / "jobs"
 
 
+def demo_folder(storage: Path) -> Path:
+    """The folder of the demo checkpoint."""
+    return storage / "demo-encoder"
+
+
 def job_folder(storage: Path, job_id: str) -> JobFolder:
     """The folder of job `job_id`, which need not exist.
 

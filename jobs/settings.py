@@ -10,6 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from jobs.errors import SettingsError
 
 _PREFIX = "LAYERSTACK_"
+DEMO_MODEL = "demo"
+"""A model of this name is the demo checkpoint, which a worker makes in the storage if it is not there."""
 
 
 class Settings(BaseSettings):
@@ -32,7 +34,7 @@ class Settings(BaseSettings):
     upload_max_bytes: int = Field(16 * 2**30, ge=1, description="bytes of an uploaded prompt file")
     chunk_rows: int = Field(256, ge=1, le=100_000, description="prompts in one chunk, and so in one part")
 
-    model: str | None = Field(None, description="folder or hub id of the model; the worker needs it")
+    model: str | None = Field(None, description="folder or hub id of the model, or 'demo'; the worker needs it")
     model_revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     preset: str = Field("flux2-dev", description="encoder preset")
     device: str | None = Field(None, description="torch device; default CUDA if there is one")

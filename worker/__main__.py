@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
+from jobs import logs
 from jobs.errors import SettingsError
 from jobs.settings import load_settings
 
@@ -16,8 +16,7 @@ def main() -> int:
     except SettingsError as exc:
         print(exc, file=sys.stderr)
         return 1
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s worker %(name)s: %(message)s")
-    logging.getLogger("celery.redirected").setLevel(logging.WARNING)
+    logs.set_up("worker", settings.log_level)
     # torch takes seconds to import: a bad setting is told before that.
     from worker.service import run  # noqa: PLC0415
 

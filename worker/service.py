@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,8 +20,9 @@ from kombu.asynchronous import set_event_loop
 from redis import Redis
 
 from encoder import Encoder, EncoderError
+from jobs.layout import demo_folder
 from jobs.queue import BULK, INTERACTIVE, make_celery
-from jobs.settings import Settings
+from jobs.settings import DEMO_MODEL, Settings
 from jobs.store import JobStore
 from worker.presence import Presence
 from worker.tasks import Tasks
@@ -63,11 +65,11 @@ def run(settings: Settings) -> int:
 
 def _load(settings: Settings) -> Encoder | None:
     if settings.model is None:
-        logger.error("LAYERSTACK_MODEL is not set: name a folder or a hub id")
+        logger.error("LAYERSTACK_MODEL is not set: name a folder or a hub id, or 'demo'")
         return None
     try:
         encoder = Encoder.load(
-            settings.model,
+            _demo(settings) if settings.model == DEMO_MODEL else settings.model,
             settings.preset,
             revision=settings.model_revision,
             device=settings.device,
@@ -82,6 +84,21 @@ def _load(settings: Settings) -> Encoder | None:
     if encoder.random_weights:
         logger.warning("%s is the demo checkpoint: its weights are RANDOM", encoder.model)
     return encoder
+
+
+def _demo(settings: Settings) -> Path:
+    """Return the demo checkpoint's folder, with the checkpoint in it."""
+    from encoder import tiny  # noqa: PLC0415 - needs the real vocabulary's package, which only the demo does
+
+    folder = demo_folder(Path(settings.storage).expanduser().resolve())
+    if not folder.is_dir():
+        logger.info("making the demo checkpoint in %s", folder)
+        try:
+            tiny.write(folder)
+        except OSError:
+            if not folder.is_dir():  # else another worker was faster
+                raise
+    return folder
 
 
 def _consume(settings: Settings, tasks: Tasks, stopping: threading.Event) -> int:

@@ -56,8 +56,9 @@ class Tasks:
         def chunk(message: dict[str, Any]) -> None:
             self.chunk(app, message)
 
-        app.task(name=PREDICT_TASK)(predict)
-        app.task(name=CHUNK_TASK)(chunk)
+        # Not shared: the other app of this process registers its own.
+        app.task(name=PREDICT_TASK, shared=False)(predict)
+        app.task(name=CHUNK_TASK, shared=False)(chunk)
 
     def predict(self, message: dict[str, Any]) -> None:
         """Answer a request, unless nobody waits for the answer any more."""

@@ -1,0 +1,199 @@
+"""The command line.
+
+Exit codes: 0 done; 1 it could not be done, and standard error says why and what to do next; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import layerstack
+from jobs.errors import JobsError
+from jobs.records import JobView
+from jobs.settings import DEMO_MODEL, load_settings
+from jobs.tensors import save_tensors
+from layerstack.client import DEFAULT_URL, Client
+from layerstack.errors import LayerstackError, LocalStackError, ServerUnreachableError
+
+app = typer.Typer(
+    no_args_is_help=True, help="Prompts in, FLUX.2 text conditioning out.", pretty_exceptions_enable=False
+)
+jobs_app = typer.Typer(no_args_is_help=True, help="Long prompt lists, fetched later as Parquet.")
+app.add_typer(jobs_app, name="jobs")
+
+_out = Console()
+_err = Console(stderr=True, highlight=False)
+
+Url = Annotated[str, typer.Option("--url", envvar="LAYERSTACK_URL", help="The server.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Run the command line, turning our errors into a line for the person who reads it."""
+    try:
+        app()
+    except ServerUnreachableError as exc:
+        _fail(f"{exc}; start a server with `layerstack up`, or name one with --url or LAYERSTACK_URL")
+    except (LayerstackError, JobsError) as exc:
+        _fail(str(exc))
+    except OSError as exc:
+        _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc))
+
+
+def _fail(message: str) -> NoReturn:
+    _say(f"error: {message}", "red")
+    sys.exit(1)
+
+
+def _say(message: str, style: str | None = None) -> None:
+    _err.print(message, style=style, markup=False, soft_wrap=True)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    _out.print(layerstack.__version__)
+
+
+@app.command()
+def up(
+    port: Annotated[int | None, typer.Option(help="Port of the API; default LAYERSTACK_PORT or 7860.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Folder of the jobs; default LAYERSTACK_STORAGE.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the model; default LAYERSTACK_MODEL, else the demo encoder.")
+    ] = None,
+) -> None:
+    """Start everything on this machine: a broker, a worker and the API. Ctrl-C stops it all."""
+    try:
+        # What it needs comes with the extras 'api' and 'worker', which a client does without.
+        from layerstack.local import LocalStack, stop_on_signal  # noqa: PLC0415
+    except ImportError as exc:
+        raise LocalStackError(f"{exc}; `layerstack up` needs: pip install 'layerstack[api,worker]'") from exc
+    given = {"port": port, "storage": storage, "model": model}
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    stopping = stop_on_signal()
+    with LocalStack(settings, _say) as stack:
+        _say(f"layerstack {layerstack.__version__} on {stack.url}, docs at {stack.url}/docs")
+        _say(f"jobs are kept in {Path(settings.storage).expanduser().resolve()}")
+        if settings.model in {None, DEMO_MODEL}:
+            _say("no --model: this is the demo encoder, its weights are RANDOM, its embeddings mean nothing", "yellow")
+        stack.run(stopping)
+        _say("stopping")
+    _say("stopped")
+
+
+@app.command()
+def predict(
+    prompts: Annotated[list[str], typer.Argument(help="One prompt or a few, each in quotes.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write a .safetensors file.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Encode a few prompts at once."""
+    with Client(url) as client:
+        answer = client.predict(prompts)
+    summary: dict[str, Any] = {
+        "prompt_embeds": list(answer.prompt_embeds.shape),
+        "text_ids": list(answer.text_ids.shape),
+        "dtype": answer.prompt_embeds.dtype.name,
+        "num_tokens": answer.num_tokens,
+        "truncated": answer.truncated,
+        "fingerprint": answer.fingerprint,
+    }
+    if output is not None:
+        tensors = {"prompt_embeds": answer.prompt_embeds, "text_ids": answer.text_ids}
+        output.write_bytes(save_tensors(tensors, {"fingerprint": answer.fingerprint}))
+        summary["output"] = str(output)
+    if as_json:
+        _print_json(summary)
+    else:
+        for name, value in summary.items():
+            _out.print(f"{name:14} {value}", highlight=False)
+
+
+@jobs_app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="Prompts: .txt, one a line, or .jsonl.")],
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; default the encoder's.")] = None,
+    layout: Annotated[str | None, typer.Option(help="own_rows (small, default) or dense.")] = None,
+    compression: Annotated[str | None, typer.Option(help="none (default) or zstd.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Make a job of a prompt file; prints its id."""
+    given = {"dtype": dtype, "layout": layout, "compression": compression}
+    with Client(url) as client:
+        job = client.submit(file, {name: value for name, value in given.items() if value is not None})
+    if as_json:
+        _print_json(job)
+    else:
+        _out.print(job.id)
+        _say(f"{job.num_prompts} prompts in {job.num_parts} parts; see `layerstack jobs show {job.id}`")
+
+
+@jobs_app.command()
+def show(job_id: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Tell how far a job got."""
+    with Client(url) as client:
+        job = client.job(job_id)
+    if as_json:
+        _print_json(job)
+        return
+    _out.print(f"{job.id}  {job.status}", highlight=False)
+    _out.print(f"{job.num_done} of {job.num_prompts} prompts, {job.num_parts_done} of {job.num_parts} parts")
+    if job.num_failed is not None:
+        _out.print(f"{job.num_failed} failed, {job.num_truncated} truncated")
+    if job.error:
+        _out.print(f"error: {job.error}", style="red", markup=False)
+
+
+@jobs_app.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    after: Annotated[str | None, typer.Option(help="Jobs older than this id.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with Client(url) as client:
+        found = client.jobs(limit=limit, after=after)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("id", "made", "status", "prompts", box=None)
+    for job in found:
+        made = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(job.id, made, job.status, f"{job.num_done} of {job.num_prompts}")
+    _out.print(table)
+
+
+@jobs_app.command()
+def fetch(
+    job_id: str,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for manifest and parts.")],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Download a finished job; parts that are there already stay."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Client(url) as client, Progress(*columns, console=_err, transient=True) as progress:
+        job = client.job(job_id)
+        task = progress.add_task("fetching", total=sum(part.bytes for part in job.parts))
+        manifest = client.fetch(job_id, output, on_part=lambda part: progress.advance(task, part.bytes))
+    _out.print(str(output), soft_wrap=True)
+    _say(f"{manifest.rows} rows in {len(manifest.parts)} parts, {manifest.failed} of them failed")
+
+
+def _print_json(value: dict[str, Any] | BaseModel | list[JobView]) -> None:
+    def plain(each: Any) -> Any:  # noqa: ANN401 - JSON
+        return each.model_dump(mode="json") if isinstance(each, BaseModel) else each
+
+    print(json.dumps([plain(each) for each in value] if isinstance(value, list) else plain(value), indent=2))

@@ -1,0 +1,172 @@
+"""The HTTP client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from jobs.files import written_whole
+from jobs.layout import JobFolder
+from jobs.records import EncoderInfo, JobView, Manifest, PartSummary
+from jobs.tensors import Array, load_tensors
+from layerstack.errors import DownloadError, ServerError, ServerUnreachableError
+
+DEFAULT_URL = "http://127.0.0.1:7860"
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """The answer to `Client.predict`.
+
+    Attributes:
+        prompt_embeds: `[B, max_length, D]`, a numpy array in the encoder's dtype.
+        text_ids: `[B, max_length, 4]`, int64.
+        num_tokens: tokens of each prompt, the system message included.
+        truncated: whether each prompt was cut.
+        fingerprint: of the encoder.
+    """
+
+    prompt_embeds: Array
+    text_ids: Array
+    num_tokens: list[int]
+    truncated: list[bool]
+    fingerprint: str
+
+
+class Client:
+    """Talks to a layerstack server; a context manager that closes its connections.
+
+    Every method raises `ServerUnreachableError` if nobody answers, and `ServerError` if the server says no.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 130.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._http.close()
+
+    def encoder(self) -> EncoderInfo:
+        """Return what the server says of its encoder."""
+        known = {
+            name: value for name, value in self._json("GET", "/encoder").items() if name in EncoderInfo.model_fields
+        }
+        return EncoderInfo.model_validate(known)
+
+    def predict(self, prompts: str | Sequence[str]) -> Embeddings:
+        """Return the embeddings of one prompt or a few."""
+        response = self._send(
+            "POST",
+            "/predict",
+            params={"format": "safetensors"},
+            json={"prompt": prompts if isinstance(prompts, str) else list(prompts)},
+        )
+        tensors, metadata = load_tensors(response.content)
+        return Embeddings(
+            prompt_embeds=tensors["prompt_embeds"],
+            text_ids=tensors["text_ids"],
+            num_tokens=tensors["num_tokens"].tolist(),
+            truncated=tensors["truncated"].tolist(),
+            fingerprint=metadata["fingerprint"],
+        )
+
+    def submit(self, prompts: Path | Sequence[str], options: Mapping[str, Any] | None = None) -> JobView:
+        """Make a job of a `.txt` or `.jsonl` file, or of a list of prompts; returns before it is done.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if isinstance(prompts, Path):
+            with prompts.open("rb") as file:
+                form = {"options": json.dumps(dict(options or {}))}
+                answer = self._json("POST", "/jobs", files={"file": (prompts.name, file)}, data=form)
+        else:
+            answer = self._json("POST", "/jobs", json={"prompts": list(prompts), "options": dict(options or {})})
+        return JobView.model_validate(answer)
+
+    def job(self, job_id: str) -> JobView:
+        """Return how far a job got."""
+        return JobView.model_validate(self._json("GET", f"/jobs/{job_id}"))
+
+    def jobs(self, *, limit: int = 20, after: str | None = None) -> list[JobView]:
+        """Return jobs, newest first, those older than `after` if that is given."""
+        params = {"limit": limit} | ({"after": after} if after else {})
+        return [JobView.model_validate(job) for job in self._json("GET", "/jobs", params=params)["jobs"]]
+
+    def fetch(self, job_id: str, folder: Path, on_part: Callable[[PartSummary], None] = lambda _: None) -> Manifest:
+        """Download a finished job to `folder`, which `layerstack.read` opens. Parts that are there already stay.
+
+        Args:
+            job_id: which job.
+            folder: gets `manifest.json` and `parts/`.
+            on_part: told of each part once it is there.
+
+        Raises:
+            DownloadError: a part is not what the manifest says.
+        """
+        content = self._send("GET", f"/jobs/{job_id}/results").content
+        manifest = Manifest.model_validate_json(content)
+        target = JobFolder(folder)
+        for part in manifest.parts:
+            self._fetch_part(job_id, part, target.part(part.index))
+            on_part(part)
+        with written_whole(target.manifest) as file:
+            file.write(content)
+        return manifest
+
+    def _fetch_part(self, job_id: str, part: PartSummary, path: Path) -> None:
+        if path.is_file() and _sha256(path) == part.sha256:
+            return
+        digest = hashlib.sha256()
+        with written_whole(path) as file, self._stream(f"/jobs/{job_id}/parts/{part.index}") as response:
+            for piece in response.iter_bytes():
+                digest.update(piece)
+                file.write(piece)
+            if digest.hexdigest() != part.sha256:
+                raise DownloadError(f"part {part.index} of job {job_id} is damaged: its SHA-256 is not the manifest's")
+
+    def _json(self, method: str, path: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON, and httpx's arguments
+        return self._send(method, path, **arguments).json()
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:  # noqa: ANN401 - httpx's arguments
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx.TransportError as exc:
+            raise self._unreachable(exc) from exc
+        _check(response)
+        return response
+
+    @contextmanager
+    def _stream(self, path: str) -> Iterator[httpx.Response]:
+        try:
+            with self._http.stream("GET", path) as response:
+                if response.is_error:
+                    response.read()
+                _check(response)
+                yield response
+        except httpx.TransportError as exc:
+            raise self._unreachable(exc) from exc
+
+    def _unreachable(self, exc: httpx.TransportError) -> ServerUnreachableError:
+        return ServerUnreachableError(f"no answer from {self.url} ({exc or type(exc).__name__})")
+
+
+def _check(response: httpx.Response) -> None:
+    if response.is_error:
+        is_problem = response.headers.get("content-type", "").startswith("application/problem+json")
+        raise ServerError(response.status_code, response.json() if is_problem else {}, response.text)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
