@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from jobs.messages import ChunkMessage, PredictMessage
 from jobs.settings import Settings
@@ -24,7 +24,8 @@ def make_celery(settings: Settings) -> Celery:
     """Return a Celery app for the broker of `settings`; it connects on first use."""
     app = Celery("layerstack", broker=_broker_url(settings), set_as_current=False)
     app.conf.update(
-        task_queues=[Queue(INTERACTIVE), Queue(BULK)],
+        # Each with an exchange of its own: Celery would bind both to the default exchange under the same key.
+        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (INTERACTIVE, BULK)],
         task_default_queue=BULK,
         task_create_missing_queues=False,
         task_serializer="json",

@@ -128,6 +128,9 @@ def _consume(settings: Settings, tasks: Tasks, stopping: threading.Event) -> int
 def _consumer(settings: Settings, tasks: Tasks, queue: str, concurrency: int) -> WorkController:
     app: Celery = make_celery(settings)
     tasks.register(app)
+    # Pool threads look tasks up in the default app; both apps have the same ones, so either will do. Without it they
+    # would ask an empty app, and Celery's thread pool keeps that error to itself.
+    app.set_default()
     # kombu keeps the event loop in a global and would give both consumers the same one. Without a loop, a consumer
     # that is full looks again only after 2 s.
     set_event_loop(None)

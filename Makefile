@@ -1,0 +1,49 @@
+# People and CI run the same commands.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test lint format bench lock clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+install: $(INSTALLED) ## Create .venv with everything in it, at the versions of requirements.lock
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "layerstack needs Python 3.11 or later, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## From nothing to a finished job: start the stack, encode prompts, check them, stop
+	$(BIN)/python examples/demo.py
+
+up: $(INSTALLED) ## Start the local stack on the demo encoder; Ctrl-C stops it
+	$(BIN)/layerstack up
+
+test: $(INSTALLED) ## Run the whole suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Style, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(INSTALLED) ## Put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## Reference against ours on the prompts of examples/
+	$(BIN)/python -m benchmarks.encoder --prompts examples/prompts.txt
+
+lock: $(INSTALLED) ## Resolve requirements.lock anew
+	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--no-annotate --no-header --allow-unsafe --output-file requirements.lock pyproject.toml
+	$(BIN)/python -c "import pathlib, re; p = pathlib.Path('requirements.lock'); p.write_text(re.sub(r'\+cpu$$', '', p.read_text(), flags=re.M))"
+
+clean: ## Remove .venv and what the demo wrote
+	rm -rf $(VENV) demo-results
