@@ -1,0 +1,173 @@
+"""Real parts for the tests: a small checkpoint, an encoder, a broker, and the whole local stack."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from jobs.settings import Settings
+from layerstack.broker import broker_command
+
+START_S = 60.0
+FINGERPRINT = "0123456789abcdef"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A Mistral-3 checkpoint with random weights, in the layout of FLUX.2-dev."""
+    from encoder import tiny
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    tiny.write(folder, hidden=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny):
+    from encoder import Encoder
+
+    return Encoder.load(tiny, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def reference(tiny):
+    """diffusers' own function on the same checkpoint: prompts -> [B, 512, D]."""
+    import torch
+    from diffusers import Flux2Pipeline
+    from transformers import AutoTokenizer, Mistral3ForConditionalGeneration
+
+    model = Mistral3ForConditionalGeneration.from_pretrained(tiny / "text_encoder", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
+
+    @torch.no_grad()
+    def encode(prompts, **options):
+        return Flux2Pipeline._get_mistral_3_small_prompt_embeds(model, tokenizer, prompts, **options)
+
+    return encode
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A broker of our own on a unix socket."""
+
+    url: str
+    process: subprocess.Popen
+
+    def client(self) -> Redis:
+        return Redis.from_url(self.url)
+
+
+@pytest.fixture
+def broker(tmp_path_factory) -> Iterator[Broker]:
+    # The path of a unix socket must be short, which pytest's folders are not always.
+    folder = tmp_path_factory.mktemp("b")
+    path = folder / "s"
+    with subprocess.Popen(broker_command(folder, path)) as process:
+        wait_for(lambda: can_connect(path))
+        yield Broker(f"unix://{path}", process)
+        process.terminate()
+
+
+@pytest.fixture
+def settings(tmp_path, broker, tiny) -> Settings:
+    return Settings(broker_url=broker.url, storage=str(tmp_path / "storage"), model=str(tiny), device="cpu")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running `layerstack up`."""
+
+    url: str
+    storage: Path
+    model: Path
+
+    def http(self, **options) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120, **options)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory, tiny) -> Iterator[Stack]:
+    """The whole local stack, ready."""
+    folder = tmp_path_factory.mktemp("stack")
+    port = free_port()
+    found = Stack(f"http://127.0.0.1:{port}", folder / "storage", tiny)
+    log = folder / "log"
+    command = [layerstack_command(), "up", "--port", str(port), "--storage", str(found.storage), "--model", str(tiny)]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=clean_environment()) as process,
+    ):
+        try:
+            wait_for(lambda: status_of(f"{found.url}/ready") == 200, process, log)
+            yield found
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0, log.read_text()
+
+
+@pytest.fixture
+def spawn(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start processes of ours with settings; those still running at the end are stopped."""
+    started = []
+
+    def start(module: str, **variables: object) -> subprocess.Popen:
+        environment = clean_environment() | {f"LAYERSTACK_{name.upper()}": str(v) for name, v in variables.items()}
+        log = (tmp_path / f"{module}-{len(started)}.log").open("wb")
+        process = subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=log, stderr=log)
+        process.log = Path(log.name)
+        started.append((process, log))
+        return process
+
+    yield start
+    for process, log in started:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without settings that the developer may have."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LAYERSTACK_")}
+
+
+def layerstack_command() -> str:
+    return str(Path(sys.executable).parent / "layerstack")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def can_connect(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def status_of(url: str) -> int | None:
+    """HTTP status of a GET, or None if nobody answers."""
+    try:
+        return httpx.get(url, timeout=10).status_code
+    except httpx.TransportError:
+        return None
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, log: Path | None = None) -> None:
+    """Poll until `condition` holds; fails if `process` ends before, or after a minute."""
+    deadline = time.monotonic() + START_S
+    while not condition():
+        ended = process is not None and process.poll() is not None
+        assert not ended and time.monotonic() < deadline, log.read_text() if log else "waited in vain"
+        time.sleep(0.05)
