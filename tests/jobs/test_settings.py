@@ -1,0 +1,44 @@
+import pytest
+
+from jobs.errors import SettingsError
+from jobs.settings import load_settings
+
+
+def test_the_environment_sets_them_and_arguments_win(monkeypatch):
+    monkeypatch.setenv("LAYERSTACK_PORT", "1234")
+    monkeypatch.setenv("LAYERSTACK_CHUNK_ROWS", "7")
+    settings = load_settings(port=4321)
+    assert (settings.port, settings.chunk_rows) == (4321, 7)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LAYERSTACK_PORT", "abc"),
+        ("LAYERSTACK_PORT", "70000"),
+        ("LAYERSTACK_CHUNK_ROWS", "0"),
+        ("LAYERSTACK_LOG_LEVEL", "LOUD"),
+        ("LAYERSTACK_STORAGE", "s3://bucket/jobs"),
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_variable_and_value(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"{variable}='{value}'"):
+        load_settings()
+
+
+def test_a_bad_url_is_named_without_its_password(monkeypatch):
+    monkeypatch.setenv("LAYERSTACK_BROKER_URL", "amqp://user:hunter2@host")
+    with pytest.raises(SettingsError, match="LAYERSTACK_BROKER_URL") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_passwords_do_not_show_in_what_is_printed(monkeypatch):
+    monkeypatch.setenv("LAYERSTACK_BROKER_URL", "redis://:hunter2@host/0")
+    assert "hunter2" not in repr(load_settings())
+
+
+def test_replies_travel_over_the_broker_unless_told_otherwise():
+    assert load_settings(broker_url="redis://a").effective_reply_url == "redis://a"
+    assert load_settings(broker_url="redis://a", reply_url="redis://b").effective_reply_url == "redis://b"
