@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -12,6 +13,17 @@ from api.limits import BodyLimit
 from api.routes import jobs, predict, service
 from api.services import open_services
 from jobs.settings import Settings, load_settings
+
+
+class _Application(FastAPI):
+    """FastAPI, with the schemas of bodies that routes read by themselves."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        document = super().openapi()
+        schema = jobs.JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= {**schema.pop("$defs"), "JobRequest": schema}
+        return document
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -28,7 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.services = services
             yield
 
-    app = FastAPI(
+    app = _Application(
         title="layerstack",
         version=service.VERSION,
         description="Prompts in, FLUX.2 text conditioning out.",

@@ -30,16 +30,9 @@ def save_tensor(tensor: Array) -> bytes:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", _pickle(contiguous))
         archive.writestr("archive/byteorder", "little")
-        archive.writestr(
-            "archive/data/0", contiguous.data.cast("B") if contiguous.dtype.kind == "f" else _raw(contiguous)
-        )
+        archive.writestr("archive/data/0", contiguous.reshape(-1).view(np.uint8).data)
         archive.writestr("archive/version", "3\n")
     return file.getvalue()
-
-
-def _raw(tensor: Array) -> memoryview:
-    """Return the bytes of an array whose dtype has no buffer format of its own (bfloat16)."""
-    return tensor.view(np.uint16).data.cast("B")
 
 
 def _pickle(tensor: Array) -> bytes:

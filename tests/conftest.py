@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +15,7 @@ from redis import Redis
 
 from jobs.settings import Settings
 from layerstack.broker import broker_command
-
-START_S = 60.0
-FINGERPRINT = "0123456789abcdef"
+from tests.support import can_connect, clean_environment, free_port, layerstack_command, status_of, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +60,7 @@ class Broker:
     process: subprocess.Popen
 
     def client(self) -> Redis:
-        return Redis.from_url(self.url)
+        return Redis.from_url(self.url, socket_timeout=None)  # BLPOP waits longer than the default
 
 
 @pytest.fixture
@@ -134,40 +129,3 @@ def spawn(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
         process.kill()
         process.wait()
         log.close()
-
-
-def clean_environment() -> dict[str, str]:
-    """The environment without settings that the developer may have."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LAYERSTACK_")}
-
-
-def layerstack_command() -> str:
-    return str(Path(sys.executable).parent / "layerstack")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def can_connect(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
-
-
-def status_of(url: str) -> int | None:
-    """HTTP status of a GET, or None if nobody answers."""
-    try:
-        return httpx.get(url, timeout=10).status_code
-    except httpx.TransportError:
-        return None
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, log: Path | None = None) -> None:
-    """Poll until `condition` holds; fails if `process` ends before, or after a minute."""
-    deadline = time.monotonic() + START_S
-    while not condition():
-        ended = process is not None and process.poll() is not None
-        assert not ended and time.monotonic() < deadline, log.read_text() if log else "waited in vain"
-        time.sleep(0.05)

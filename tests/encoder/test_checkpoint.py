@@ -76,7 +76,7 @@ def test_a_folder_that_does_not_exist_is_an_error_that_names_it(tmp_path):
 
 def test_a_hub_id_that_cannot_be_had_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="nobody/nothing.*hub"):
+    with pytest.raises(CheckpointError, match=r"nobody/nothing.*hub"):
         Encoder.load("nobody/nothing")
 
 
@@ -97,7 +97,7 @@ def test_a_hub_snapshot_in_the_cache_is_loaded_with_its_revision_and_the_same_fi
 
 def test_another_family_of_models_is_refused(plain):
     (plain / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(CheckpointError, match="no Mistral-3 checkpoint.*'gpt2'"):
+    with pytest.raises(CheckpointError, match=r"no Mistral-3 checkpoint.*'gpt2'"):
         Encoder.load(plain)
 
 

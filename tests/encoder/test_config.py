@@ -19,7 +19,7 @@ def test_flux2_dev_modular_has_the_system_message_of_the_modular_step():
 
 
 def test_an_unknown_preset_is_an_error_that_lists_those_there_are():
-    with pytest.raises(EncoderConfigError, match="'flux3'.*flux2-dev"):
+    with pytest.raises(EncoderConfigError, match=r"'flux3'.*flux2-dev"):
         EncoderConfig.preset("flux3")
 
 

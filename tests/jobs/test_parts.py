@@ -16,9 +16,7 @@ PAD = np.array([9, 8, 7, 6], np.float32) / 7
 
 def header(**fields):
     options = {"layout": "own_rows", "dtype": "float32"} | fields
-    return PartHeader.build(
-        **options, max_length=8, fingerprint="f", layers=(1, 2), prefix_rows=PREFIX, pad_row=PAD
-    )
+    return PartHeader.build(**options, max_length=8, fingerprint="f", layers=(1, 2), prefix_rows=PREFIX, pad_row=PAD)
 
 
 def written(rows, head, compression="none"):
@@ -106,7 +104,10 @@ def test_embeddings_are_stored_plain_without_statistics():
 
 def test_parquet_of_somebody_else_is_no_part(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
-    with open_part(tmp_path / "a.parquet") as file, pytest.raises(PartFormatError, match=r"a\.parquet is Parquet, but no"):
+    with (
+        open_part(tmp_path / "a.parquet") as file,
+        pytest.raises(PartFormatError, match=r"a\.parquet is Parquet, but no"),
+    ):
         read_header(file, "a.parquet")
 
 

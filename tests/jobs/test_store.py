@@ -68,7 +68,13 @@ def test_the_manifest_lists_every_part_with_its_digest_and_every_row_that_failed
     for chunk in range(3):
         encode(store, record, chunk, bad={5, 9})
     manifest = store.finalise(record.id)
-    assert (manifest.rows, manifest.succeeded, manifest.failed, manifest.truncated, manifest.tokens) == (10, 8, 2, 1, 24)
+    assert (manifest.rows, manifest.succeeded, manifest.failed, manifest.truncated, manifest.tokens) == (
+        10,
+        8,
+        2,
+        1,
+        24,
+    )
     assert [(error.index, error.id, error.error) for error in manifest.errors] == [(5, "id5", "bad"), (9, "id9", "bad")]
     for part in manifest.parts:
         content = store.part_path(record.id, part.index).read_bytes()
@@ -96,7 +102,7 @@ def test_a_chunk_fails_its_job_once_its_attempts_are_used_up(store, info):
 
 def test_a_part_appears_whole_or_not_at_all(store, info, tmp_path):
     record = make(store, info)
-    with pytest.raises(RuntimeError), store.new_part(record.id, 0) as file:
+    with pytest.raises(RuntimeError), store.new_part(record.id, 0) as file:  # noqa: PT012 - the block is what fails
         file.write(b"half a part")
         raise RuntimeError
     assert not store.has_part(record.id, 0)
@@ -134,7 +140,7 @@ def test_an_unknown_job_is_an_error_and_no_path_is_made_of_its_id(store, job_id)
 
 def test_a_part_that_is_not_there_yet_tells_the_status_of_its_job(store, info):
     record = make(store, info)
-    with pytest.raises(PartNotReadyError, match="part 0 .* not there yet: the job is queued"):
+    with pytest.raises(PartNotReadyError, match=r"part 0 .* not there yet: the job is queued"):
         store.part_path(record.id, 0)
     with pytest.raises(PartNotReadyError, match="has no part 3: its parts are 0 to 2"):
         store.part_path(record.id, 3)

@@ -1,0 +1,54 @@
+"""What tests do with processes and ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_S = 60.0
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without settings that the developer may have."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LAYERSTACK_")}
+
+
+def layerstack_command() -> str:
+    return str(Path(sys.executable).parent / "layerstack")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def can_connect(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def status_of(url: str) -> int | None:
+    """HTTP status of a GET, or None if nobody answers."""
+    try:
+        return httpx.get(url, timeout=10).status_code
+    except httpx.TransportError:
+        return None
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, log: Path | None = None) -> None:
+    """Poll until `condition` holds; fails if `process` ends before, or after a minute."""
+    deadline = time.monotonic() + START_S
+    while not condition():
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            pytest.fail(log.read_text() if log else "waited in vain")
+        time.sleep(0.05)

@@ -1,0 +1,17 @@
+import importlib
+
+import pytest
+
+EXPORTED = {
+    "encoder": {
+        "PRESETS", "CheckpointError", "ConstantRowsError", "Encoder", "EncoderConfig", "EncoderConfigError",
+        "EncoderError", "Encoding", "PromptError",
+    },
+    "jobs": {"JobOptions", "JobRecord", "JobStatus", "JobView", "JobsError", "Manifest"},
+    "layerstack": {"Client", "Embeddings", "LayerstackError", "PromptEmbeddings", "__version__", "read"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", EXPORTED)
+def test_the_public_names_of_a_room_are_a_decision(room):
+    assert set(importlib.import_module(room).__all__) == EXPORTED[room]

@@ -1,0 +1,98 @@
+"""The worker as a real process."""
+
+import signal
+import time
+
+import pytest
+from ulid import ULID
+
+from jobs import keys
+from jobs.messages import ChunkMessage, PredictMessage, PredictReply, unpack_reply
+from jobs.queue import BULK, make_celery, publish_chunks, publish_predict
+from jobs.records import JobStatus, WorkerPresence
+from tests.support import wait_for
+
+
+@pytest.fixture
+def app(settings):
+    celery = make_celery(settings)
+    yield celery
+    celery.close()
+
+
+def start(spawn, broker, tiny, store_path, **variables):
+    options = {"broker_url": broker.url, "storage": store_path, "model": tiny, "device": "cpu"} | variables
+    return spawn("worker", **options)
+
+
+def ask(app, redis):
+    request = PredictMessage(request_id=str(ULID()), prompts=["a fox"], deadline=time.time() + 60)
+    publish_predict(app, request)
+    return unpack_reply(redis.blpop(keys.reply(request.request_id), timeout=60)[1])
+
+
+def test_it_answers_and_announces_itself_and_signs_off_with_exit_code_0(spawn, broker, tiny, tmp_path, app, encoder):
+    worker = start(spawn, broker, tiny, tmp_path)
+    with broker.client() as redis:
+        assert isinstance(ask(app, redis), PredictReply)
+        (worker_id,) = redis.smembers(keys.WORKER_IDS)
+        presence = WorkerPresence.model_validate_json(redis.get(keys.worker(worker_id.decode())))
+        assert presence.encoder.fingerprint == encoder.fingerprint
+        assert redis.exists(keys.encoder(encoder.fingerprint))
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(10) == 0
+        assert not redis.exists(keys.WORKER_IDS, keys.worker(worker_id.decode()))
+
+
+def test_sigterm_hands_chunks_back_and_the_next_worker_finishes_the_job(
+    spawn, broker, tiny, tmp_path, app, store, make_job
+):
+    record = make_job(count=96, chunk_rows=48)
+    worker = start(spawn, broker, tiny, tmp_path / "storage")
+    publish_chunks(app, [ChunkMessage(job_id=record.id, chunk=chunk) for chunk in range(2)])
+    with broker.client() as redis:
+        wait_for(lambda: redis.hlen(keys.progress(record.id)) == 2, worker, worker.log)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(10) == 0
+        assert redis.llen(BULK) == 2
+    assert store.view(record.id).num_parts_done == 0
+    start(spawn, broker, tiny, tmp_path / "storage")
+    wait_for(lambda: store.view(record.id).status == JobStatus.SUCCEEDED)
+
+
+def test_interactive_requests_are_answered_while_long_chunks_fill_the_bulk_slots(
+    spawn, broker, tiny, tmp_path, app, store, make_job
+):
+    record = make_job(count=3000, chunk_rows=1000)
+    worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2)
+    publish_chunks(app, [ChunkMessage(job_id=record.id, chunk=chunk) for chunk in range(3)])
+    with broker.client() as redis:
+        wait_for(lambda: redis.hlen(keys.progress(record.id)) == 2, worker, worker.log)
+        for _ in range(5):
+            assert isinstance(ask(app, redis), PredictReply)
+    view = store.view(record.id)
+    assert (view.status, view.num_parts_done) == (JobStatus.QUEUED, 0)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"model": "/nowhere"}, "/nowhere: no such folder"),
+        ({"model": ""}, "LAYERSTACK_MODEL is not set"),
+        ({"preset": "flux9"}, "no preset 'flux9'"),
+        ({"batch_size": "many"}, "LAYERSTACK_BATCH_SIZE='many'"),
+        ({"storage": "/dev/null/jobs"}, "LAYERSTACK_STORAGE='/dev/null/jobs' cannot be used"),
+    ],
+)
+def test_it_does_not_start_with_a_bad_setting_and_says_which(spawn, broker, tiny, tmp_path, variables, message):
+    worker = start(spawn, broker, tiny, tmp_path, **variables)
+    assert worker.wait(60) == 1
+    assert message in worker.log.read_text()
+    assert "Traceback" not in worker.log.read_text()
+
+
+def test_sigterm_while_loading_ends_it_at_once(spawn, broker, tiny, tmp_path):
+    worker = start(spawn, broker, tiny, tmp_path)
+    time.sleep(1)  # still importing torch: there is nothing to wait for yet
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) in {0, -signal.SIGTERM}
