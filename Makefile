@@ -43,7 +43,7 @@ bench: $(INSTALLED) ## Reference against ours on the prompts of examples/
 lock: $(INSTALLED) ## Resolve requirements.lock anew
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--no-annotate --no-header --allow-unsafe --output-file requirements.lock pyproject.toml
-	$(BIN)/python -c "import pathlib, re; p = pathlib.Path('requirements.lock'); p.write_text(re.sub(r'\+cpu$$', '', p.read_text(), flags=re.M))"
+	sed -i.bak -e '/^layerstack @/d' -e 's/+cpu$$//' requirements.lock && rm requirements.lock.bak
 
 clean: ## Remove .venv and what the demo wrote
 	rm -rf $(VENV) demo-results

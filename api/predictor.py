@@ -58,7 +58,7 @@ class Predictor:
             Problem: 422 for a prompt that cannot be encoded, 504 without an answer in time, 500 if the encoder failed.
             RedisError, kombu.exceptions.OperationalError: the broker does not answer.
         """
-        encoder = await self._encoders.current()
+        await self._encoders.current()  # without a worker there is no point in waiting
         request = PredictMessage(request_id=str(ULID()), prompts=prompts, deadline=time.time() + self._timeout_s)
         await run_in_threadpool(publish_predict, self._celery, request)
         answer = await self._reply_redis.blpop(keys.reply(request.request_id), timeout=self._timeout_s)
@@ -68,11 +68,11 @@ class Predictor:
         if isinstance(reply, PredictFailure):
             raise _failure(reply, prompts)
         prefix_rows, pad_row = await self._encoders.constant_rows(reply.fingerprint)
-        return await run_in_threadpool(_dense, reply, prefix_rows, pad_row, encoder.max_length)
+        return await run_in_threadpool(_dense, reply, prefix_rows, pad_row)
 
 
-def _dense(reply: PredictReply, prefix_rows: Array, pad_row: Array, max_length: int) -> Prediction:
-    batch = len(reply.own_rows)
+def _dense(reply: PredictReply, prefix_rows: Array, pad_row: Array) -> Prediction:
+    batch, max_length = len(reply.own_rows), reply.max_length
     return Prediction(
         prompt_embeds=np.stack(
             [

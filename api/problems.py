@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
-from jobs.errors import JobNotFoundError, NoPromptsError, PartNotReadyError
+from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
 
 logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -72,7 +72,7 @@ def _describe(error: Mapping[str, Any]) -> dict[str, str]:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "json_invalid":
         # FastAPI names the character where the JSON breaks as if it were a field; pydantic has it in the message.
-        characters = [f" at character {part}" for part in place if isinstance(part, int)]
+        characters = [f" (character {part})" for part in place if isinstance(part, int)]
         message = f"not valid JSON: {error['ctx']['error']}{''.join(characters)}"
         place = [part for part in place if not isinstance(part, int)]
     field = ".".join(map(str, place)) or "body"
@@ -90,6 +90,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(JobNotFoundError, _job_not_found)
+    app.add_exception_handler(PartNotFoundError, _part_not_found)
     app.add_exception_handler(PartNotReadyError, _part_not_ready)
     app.add_exception_handler(NoPromptsError, _no_prompts)
     app.add_exception_handler(RedisError, _broker_down)
@@ -128,6 +129,10 @@ async def _validation_error(request: Request, exc: Exception) -> Response:
 
 async def _job_not_found(_request: Request, exc: Exception) -> Response:
     return respond(Problem(404, "job-not-found", str(exc)))
+
+
+async def _part_not_found(_request: Request, exc: Exception) -> Response:
+    return respond(Problem(404, "part-not-found", str(exc)))
 
 
 async def _part_not_ready(_request: Request, exc: Exception) -> Response:

@@ -3,7 +3,8 @@
 JobsError
 ├── SettingsError         an environment variable or option has a bad value
 ├── JobNotFoundError      no such job
-├── PartNotReadyError     the job exists, the part does not (yet)
+├── PartNotFoundError     the job has no part of this number
+├── PartNotReadyError     the part or the manifest is not there yet
 ├── NoPromptsError        a job without a single prompt
 ├── PartFormatError       a file is no part of ours, or damaged
 └── TensorFormatError     bytes are no safetensors, or of an unknown dtype
@@ -28,8 +29,12 @@ class JobNotFoundError(JobsError, LookupError):
         self.job_id = job_id
 
 
+class PartNotFoundError(JobsError, LookupError):
+    """The job has no part of this number, and never will."""
+
+
 class PartNotReadyError(JobsError, LookupError):
-    """The job exists, but has no such part, or not yet."""
+    """The part or the manifest is not there yet; the message tells the job's status."""
 
 
 class NoPromptsError(JobsError, ValueError):

@@ -11,8 +11,13 @@ from typing import IO
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears at `path` when the block ends well, and leaves nothing behind when it does not."""
+def written_whole(path: Path, *, keep_existing: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file that appears at `path` when the block ends well, and leaves nothing behind when it does not.
+
+    Args:
+        path: its folder is made if need be.
+        keep_existing: whether a file that is there by then stays, instead of being replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     unfinished = Path(name)
@@ -21,6 +26,8 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep_existing and path.exists():
+            return
         unfinished.chmod(0o644)  # mkstemp makes it private; api and worker may run as different users
         unfinished.replace(path)
         _sync_folder(path.parent)

@@ -45,6 +45,7 @@ class PredictReply:
 
     Attributes:
         fingerprint: of the encoder that made them.
+        max_length: rows of a dense prompt.
         encode_ms: milliseconds that the encoder took.
         own_rows: one `[n, D]` array a prompt.
         num_tokens: `[B]`, prefix included.
@@ -52,6 +53,7 @@ class PredictReply:
     """
 
     fingerprint: str
+    max_length: int
     encode_ms: float
     own_rows: list[Array]
     num_tokens: Array
@@ -69,7 +71,11 @@ def pack_reply(reply: PredictReply | PredictFailure) -> bytes:
             "num_tokens": reply.num_tokens,
             "truncated": reply.truncated,
         },
-        {"fingerprint": reply.fingerprint, "encode_ms": str(reply.encode_ms)},
+        {
+            "fingerprint": reply.fingerprint,
+            "max_length": str(reply.max_length),
+            "encode_ms": str(reply.encode_ms),
+        },
     )
 
 
@@ -85,6 +91,7 @@ def unpack_reply(content: bytes) -> PredictReply | PredictFailure:
     try:
         return PredictReply(
             fingerprint=metadata["fingerprint"],
+            max_length=int(metadata["max_length"]),
             encode_ms=float(metadata["encode_ms"]),
             own_rows=np.split(tensors["own_rows"], np.cumsum(tensors["lengths"])[:-1]),
             num_tokens=tensors["num_tokens"],

@@ -101,10 +101,9 @@ class PartWriter:
         self._prefix_rows, self._pad_row = header.constant_rows()
         self._pending: list[dict[str, Any]] = []
         self._pending_bytes = 0
-        schema = PART_SCHEMA.with_metadata({HEADER_KEY: header.model_dump_json().encode()})
         self._writer = pq.ParquetWriter(
             sink,
-            schema,
+            PART_SCHEMA,
             compression=compression,
             # Neither helps for bytes that never repeat, and both cost a pass over them.
             use_dictionary=False,
@@ -128,6 +127,8 @@ class PartWriter:
     def close(self) -> None:
         """Write what is left, and the footer."""
         self._flush()
+        # As metadata of the schema it would be stored twice, once more inside pyarrow's own copy of the schema.
+        self._writer.add_key_value_metadata({HEADER_KEY.decode(): self._header.model_dump_json()})
         self._writer.close()
 
     def _columns(self, row: EncodedRow) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def read_header(file: pq.ParquetFile, name: str) -> PartHeader:
     Raises:
         PartFormatError: the file, called `name` in the message, is not a part.
     """
-    metadata = file.schema_arrow.metadata or {}
+    metadata = file.metadata.metadata or {}
     if HEADER_KEY not in metadata:
         raise PartFormatError(f"{name} is Parquet, but no part of layerstack: it has no metadata 'layerstack'")
     try:

@@ -1,7 +1,7 @@
 """The queue: Celery on Redis, with names and settings that api and worker share.
 
-Messages are hints: a lost one costs time, never a job, whose truth is in its files. docs/celery.md gives the reasons
-for the settings.
+A message carries only what to do, never results: those are in the job's files. docs/celery.md gives the reasons for
+the settings, and says what Redis can lose.
 """
 
 from __future__ import annotations

@@ -16,9 +16,15 @@ JobId = Annotated[str, StringConstraints(pattern=JOB_ID_PATTERN)]
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, and an unknown field is an error, never dropped silently."""
+    """Base of what is asked and stored: frozen, and an unknown field is an error, never dropped silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class View(BaseModel):
+    """Base of what is shown: frozen, and a reader ignores fields that a later version adds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class JobStatus(StrEnum):
@@ -37,6 +43,8 @@ class JobStatus(StrEnum):
 class JobOptions(Record):
     """How a job's results are stored."""
 
+    model_config = ConfigDict(strict=True)
+
     dtype: DtypeName | None = Field(None, description="dtype of the stored rows; default the encoder's own")
     layout: Literal["own_rows", "dense"] = Field(
         "own_rows", description="'own_rows' stores a prompt's own rows and the constants once; 'dense' all rows of each"
@@ -47,7 +55,7 @@ class JobOptions(Record):
     )
 
 
-class EncoderInfo(Record):
+class EncoderInfo(View):
     """What a loaded encoder says of itself.
 
     `embed_dim` is D, the number of layers times the hidden size; `num_prefix_tokens` is P.
@@ -109,7 +117,7 @@ class ChunkFailure(Record):
     failed_at: datetime
 
 
-class PartSummary(Record):
+class PartSummary(View):
     """A finished part, as the manifest lists it."""
 
     index: int
@@ -122,7 +130,7 @@ class PartSummary(Record):
     tokens: int = Field(description="tokens of all prompts that succeeded, prefix included")
 
 
-class RowError(Record):
+class RowError(View):
     """A row that failed on its own."""
 
     index: int
@@ -130,7 +138,7 @@ class RowError(Record):
     error: str
 
 
-class Manifest(Record):
+class Manifest(View):
     """`manifest.json`: written last, once every part is there."""
 
     version: Literal[1] = 1
@@ -147,7 +155,7 @@ class Manifest(Record):
     errors: list[RowError] = Field(description="the first 1,000 rows that failed; all of them are in the parts")
 
 
-class PartView(Record):
+class PartView(View):
     """A finished part, as a job shows it."""
 
     index: int
@@ -155,7 +163,7 @@ class PartView(Record):
     url: str
 
 
-class JobView(Record):
+class JobView(View):
     """A job, as the API shows it."""
 
     id: JobId

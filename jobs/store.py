@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ulid import ULID
 
-from jobs.errors import JobNotFoundError, NoPromptsError, PartNotReadyError
+from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
 from jobs.files import written_whole
 from jobs.layout import JobFolder, is_job_id, job_folder, jobs_folder, part_index
 from jobs.parts import open_part, read_prompts, write_prompts
@@ -119,15 +119,19 @@ class JobStore:
 
     @contextmanager
     def new_part(self, job_id: str, chunk: int) -> Iterator[IO[bytes]]:
-        """Open a part for writing; it exists once the block has ended well."""
-        with written_whole(self._existing(job_id).part(chunk)) as file:
+        """Open a part for writing; it exists once the block has ended well.
+
+        If somebody else has written it meanwhile, theirs stays: a manifest may have its digest already.
+        """
+        with written_whole(self._existing(job_id).part(chunk), keep_existing=True) as file:
             yield file
 
     def part_path(self, job_id: str, chunk: int) -> Path:
         """Return the file of a finished part.
 
         Raises:
-            PartNotReadyError: there is none; the message tells the job's status.
+            PartNotFoundError: the job never has such a part.
+            PartNotReadyError: it is not there yet; the message tells the job's status.
         """
         record = self.load(job_id)
         path = self._existing(job_id).part(chunk)
@@ -135,7 +139,7 @@ class JobStore:
             return path
         if not 0 <= chunk < record.num_chunks:
             last = record.num_chunks - 1
-            raise PartNotReadyError(f"job {job_id} has no part {chunk}: its parts are 0 to {last}")
+            raise PartNotFoundError(f"job {job_id} has no part {chunk}: its parts are 0 to {last}")
         raise PartNotReadyError(f"part {chunk} of job {job_id} is not there yet: the job is {self.view(job_id).status}")
 
     def record_failure(self, job_id: str, chunk: int, error: str, max_attempts: int) -> ChunkFailure:

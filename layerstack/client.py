@@ -58,10 +58,7 @@ class Client:
 
     def encoder(self) -> EncoderInfo:
         """Return what the server says of its encoder."""
-        known = {
-            name: value for name, value in self._json("GET", "/encoder").items() if name in EncoderInfo.model_fields
-        }
-        return EncoderInfo.model_validate(known)
+        return EncoderInfo.model_validate(self._json("GET", "/encoder"))
 
     def predict(self, prompts: str | Sequence[str]) -> Embeddings:
         """Return the embeddings of one prompt or a few."""

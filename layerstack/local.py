@@ -51,7 +51,7 @@ class LocalStack:
         self._storage = Path(settings.storage).expanduser().resolve()
         self._children: list[_Child] = []
         self._resources = ExitStack()
-        self.url = f"http://{settings.host}:{settings.port}"
+        self.url = _url(settings.host, settings.port)
 
     def __enter__(self) -> Self:
         try:
@@ -149,6 +149,12 @@ def stop_on_signal() -> threading.Event:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     return stopping
+
+
+def _url(host: str, port: int) -> str:
+    """Return where a server on `host` answers this machine."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - told apart, not listened on
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def _check_port(host: str, port: int) -> None:

@@ -20,6 +20,7 @@ def answer(encoder: Encoder, message: PredictMessage) -> PredictReply | PredictF
         return PredictFailure(position=exc.position, reason=exc.reason)
     return PredictReply(
         fingerprint=encoder.fingerprint,
+        max_length=encoder.config.max_length,
         own_rows=[to_numpy(encoding.own_rows) for encoding in encodings],
         encode_ms=(time.perf_counter() - started) * 1e3,
         num_tokens=np.array([encoding.num_tokens for encoding in encodings], dtype=np.int32),

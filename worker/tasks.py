@@ -16,7 +16,7 @@ from encoder import Encoder
 from jobs import keys
 from jobs.errors import JobNotFoundError
 from jobs.messages import ChunkMessage, PredictFailure, PredictMessage, pack_reply
-from jobs.queue import CHUNK_TASK, PREDICT_TASK, publish_chunks
+from jobs.queue import CHUNK_TASK, PREDICT_TASK
 from jobs.store import JobStore
 from worker.chunks import encode_chunk
 from worker.errors import HandedBackError
@@ -25,6 +25,8 @@ from worker.predict import answer
 logger = logging.getLogger(__name__)
 # A storage that cannot even note a failure is asked again no faster than this.
 _STORAGE_PAUSE_S = 5.0
+# After the first failed attempt; longer after each, so that a short fault does not use up all of them.
+_ATTEMPT_PAUSE_S = 1.0
 
 
 class Tasks:
@@ -54,7 +56,7 @@ class Tasks:
             self.predict(message)
 
         def chunk(message: dict[str, Any]) -> None:
-            self.chunk(app, message)
+            self.chunk(message)
 
         # Not shared: the other app of this process registers its own.
         app.task(name=PREDICT_TASK, shared=False)(predict)
@@ -77,11 +79,12 @@ class Tasks:
             pipe.expire(key, keys.REPLY_TTL_S)
             pipe.execute()
 
-    def chunk(self, app: Celery, message: dict[str, Any]) -> None:
+    def chunk(self, message: dict[str, Any]) -> None:
         """Encode a chunk; a failure is noted in the job, and tried again while attempts are left.
 
         Raises:
-            Reject: the worker is stopping, or the storage cannot even note a failure; the message goes back.
+            Reject: the message goes back to the queue, because the worker is stopping, an attempt failed and another
+                is left, or the storage cannot even note a failure.
         """
         try:
             request = ChunkMessage.model_validate(message)
@@ -105,11 +108,11 @@ class Tasks:
             raise Reject(str(exc), requeue=True) from exc
         except Exception as exc:
             logger.exception("chunk %d of job %s failed", chunk, job_id)
-            self._note_failure(app, request, f"{type(exc).__name__}: {exc}")
+            self._note_failure(request, f"{type(exc).__name__}: {exc}")
         else:
             logger.info("chunk %d of job %s is done", chunk, job_id)
 
-    def _note_failure(self, app: Celery, request: ChunkMessage, error: str) -> None:
+    def _note_failure(self, request: ChunkMessage, error: str) -> None:
         try:
             failure = self._store.record_failure(request.job_id, request.chunk, error, self._chunk_attempts)
         except JobNotFoundError:
@@ -118,7 +121,8 @@ class Tasks:
             self._stopping.wait(_STORAGE_PAUSE_S)
             raise Reject(f"the storage cannot note a failure: {exc}", requeue=True) from exc
         if not failure.gave_up:
-            publish_chunks(app, [request])
+            self._stopping.wait(failure.attempts * _ATTEMPT_PAUSE_S)
+            raise Reject(f"attempt {failure.attempts} failed", requeue=True)
 
     def _note_progress(self, job_id: str, chunk: int, rows: int) -> None:
         """Tell whoever watches; a chunk does not fail for that."""

@@ -94,6 +94,8 @@ async def create(
         return record
 
     if media_type == "application/json":
+        if options is not None:
+            raise invalid("options", options, "a JSON body has its own 'options'")
         body = _parse_request(await request.body())
         prompts = (as_prompt(entry, n, f"prompts.{n}", max_chars) for n, entry in enumerate(body.prompts))
         record = await run_in_threadpool(store, prompts, body.options, body.metadata)
@@ -101,7 +103,7 @@ async def create(
         async with _uploaded(request, media_type, options) as (file, kind, chosen):
             record = await run_in_threadpool(store, read_prompts(file, kind, max_chars), chosen, {})
     response.headers["Location"] = f"/jobs/{record.id}"
-    return services.store.view(record.id)
+    return await run_in_threadpool(services.store.view, record.id)
 
 
 @router.get("")
@@ -127,7 +129,7 @@ async def show(job_id: str, services: ServicesDep) -> JobView:
 
 @router.get("/{job_id}/parts/{index}", response_class=FileResponse, responses={200: {"content": {PARQUET: {}}}})
 async def part(job_id: str, index: int, services: ServicesDep) -> FileResponse:
-    """Download a part as Parquet; `Range` and conditional requests work."""
+    """Download a part as Parquet, or a `Range` of it."""
     path = await run_in_threadpool(services.store.part_path, job_id, index)
     return FileResponse(path, media_type=PARQUET, filename=f"{job_id}-{path.name}")
 

@@ -12,7 +12,7 @@ from jobs.tensors import save_tensors
 def test_a_reply_comes_back_prompt_by_prompt():
     own_rows = [np.full((n, 3), n, ml_dtypes.bfloat16) for n in (2, 1, 4)]
     sent = PredictReply(
-        "0123456789abcdef", 1.5, own_rows, np.array([34, 33, 36], np.int32), np.array([False, True, False])
+        "0123456789abcdef", 512, 1.5, own_rows, np.array([34, 33, 36], np.int32), np.array([False, True, False])
     )
     got = unpack_reply(pack_reply(sent))
     assert isinstance(got, PredictReply)

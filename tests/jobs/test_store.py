@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from jobs.errors import JobNotFoundError, NoPromptsError, PartNotReadyError
+from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
 from jobs.parts import EncodedRow, PartHeader, PartWriter
 from jobs.records import JobOptions, JobStatus, Prompt
 
@@ -109,6 +109,15 @@ def test_a_part_appears_whole_or_not_at_all(store, info, tmp_path):
     assert list((tmp_path / "jobs" / record.id / "parts").iterdir()) == []
 
 
+def test_the_first_of_two_that_write_a_part_wins(store, info):
+    record = make(store, info)
+    with store.new_part(record.id, 0) as slow:
+        slow.write(b"late")
+        with store.new_part(record.id, 0) as fast:
+            fast.write(b"first")
+    assert store.part_path(record.id, 0).read_bytes() == b"first"
+
+
 @pytest.mark.parametrize("fault", [NoPromptsError, ValueError])
 def test_a_job_whose_prompts_cannot_be_read_leaves_nothing_behind(store, info, tmp_path, fault):
     def prompts():
@@ -142,7 +151,7 @@ def test_a_part_that_is_not_there_yet_tells_the_status_of_its_job(store, info):
     record = make(store, info)
     with pytest.raises(PartNotReadyError, match=r"part 0 .* not there yet: the job is queued"):
         store.part_path(record.id, 0)
-    with pytest.raises(PartNotReadyError, match="has no part 3: its parts are 0 to 2"):
+    with pytest.raises(PartNotFoundError, match="has no part 3: its parts are 0 to 2"):
         store.part_path(record.id, 3)
     with pytest.raises(PartNotReadyError, match="no results yet: it is queued"):
         store.manifest(record.id)

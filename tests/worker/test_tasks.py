@@ -7,7 +7,6 @@ from ulid import ULID
 
 from jobs import keys
 from jobs.messages import PredictFailure, PredictReply, unpack_reply
-from jobs.queue import BULK, make_celery
 from jobs.records import JobStatus
 from worker.tasks import Tasks
 
@@ -26,13 +25,6 @@ def stopping():
 @pytest.fixture
 def tasks(encoder, store, redis, stopping):
     return Tasks(encoder=encoder, store=store, redis=redis, reply_redis=redis, chunk_attempts=2, stopping=stopping)
-
-
-@pytest.fixture
-def app(settings):
-    celery = make_celery(settings)
-    yield celery
-    celery.close()
 
 
 def predict(tasks, redis, prompts, deadline_in=60.0):
@@ -77,35 +69,36 @@ def test_whatever_goes_wrong_the_client_is_told(tasks, redis, monkeypatch):
     assert "secret" not in reply.reason
 
 
-def test_a_chunk_is_encoded_and_its_progress_told(tasks, app, redis, store, make_job):
+def test_a_chunk_is_encoded_and_its_progress_told(tasks, redis, store, make_job):
     record = make_job(count=4)
-    tasks.chunk(app, {"job_id": record.id, "chunk": 0})
+    tasks.chunk({"job_id": record.id, "chunk": 0})
     assert store.view(record.id).status == JobStatus.SUCCEEDED
     assert redis.hgetall(keys.progress(record.id)) == {b"0": b"4"}
 
 
-def test_a_chunk_does_not_fail_for_want_of_redis(tasks, app, broker, store, make_job):
+def test_a_chunk_does_not_fail_for_want_of_redis(tasks, broker, store, make_job):
     record = make_job(count=4)
     broker.process.terminate()
     broker.process.wait()
-    tasks.chunk(app, {"job_id": record.id, "chunk": 0})
+    tasks.chunk({"job_id": record.id, "chunk": 0})
     assert store.view(record.id).status == JobStatus.SUCCEEDED
 
 
-def test_a_stopping_worker_gives_the_message_back(tasks, app, stopping, make_job):
+def test_a_stopping_worker_gives_the_message_back(tasks, stopping, make_job):
     stopping.set()
     with pytest.raises(Reject) as rejected:
-        tasks.chunk(app, {"job_id": make_job().id, "chunk": 0})
+        tasks.chunk({"job_id": make_job().id, "chunk": 0})
     assert rejected.value.requeue
 
 
-def test_a_chunk_that_fails_is_queued_again_until_its_attempts_are_used_up(tasks, app, redis, store, make_job):
+def test_a_chunk_that_fails_goes_back_until_its_attempts_are_used_up(tasks, stopping, store, make_job, monkeypatch):
+    monkeypatch.setattr(stopping, "wait", lambda _: None)
     record = make_job(fingerprint="0123456789abcdef")  # of another encoder, so it fails each time
-    tasks.chunk(app, {"job_id": record.id, "chunk": 1})
-    assert redis.llen(BULK) == 1
+    with pytest.raises(Reject) as rejected:
+        tasks.chunk({"job_id": record.id, "chunk": 1})
+    assert rejected.value.requeue
     assert store.view(record.id).status == JobStatus.QUEUED
-    tasks.chunk(app, {"job_id": record.id, "chunk": 1})
-    assert redis.llen(BULK) == 1
+    tasks.chunk({"job_id": record.id, "chunk": 1})
     view = store.view(record.id)
     assert view.status == JobStatus.FAILED
     assert "chunk 1, after 2 attempts: FingerprintMismatchError" in view.error
@@ -114,6 +107,5 @@ def test_a_chunk_that_fails_is_queued_again_until_its_attempts_are_used_up(tasks
 @pytest.mark.parametrize(
     "message", [{"job_id": "01M8259KQ6ZM43ZW7F9E4YQJWV", "chunk": 0}, {"job_id": "../x", "chunk": 0}, {}]
 )
-def test_a_message_for_a_job_that_is_gone_or_cannot_be_read_is_dropped(tasks, app, redis, message):
-    tasks.chunk(app, message)
-    assert redis.llen(BULK) == 0
+def test_a_message_for_a_job_that_is_gone_or_cannot_be_read_is_dropped(tasks, message):
+    tasks.chunk(message)  # neither raises nor goes back
