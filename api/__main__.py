@@ -16,7 +16,7 @@ from jobs.settings import load_settings
 
 logger = logging.getLogger(__name__)
 # Answers under way get this long at shutdown; whoever still waits for a worker then is cut off.
-_GRACE_S = 3
+_GRACE_S = 2
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
 
@@ -95,6 +96,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(NoPromptsError, _no_prompts)
     app.add_exception_handler(RedisError, _broker_down)
     app.add_exception_handler(OperationalError, _broker_down)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -121,7 +123,9 @@ async def _http_error(_request: Request, exc: Exception) -> Response:
 
 async def _validation_error(request: Request, exc: Exception) -> Response:
     media_type = request.headers.get("content-type", "")
-    if request.method == "POST" and not media_type.startswith("application/json"):
+    essence = media_type.partition(";")[0].strip().lower()
+    is_json = essence.startswith("application/") and essence.endswith(("/json", "+json"))
+    if request.method == "POST" and not is_json:
         detail = f"Content-Type: this needs application/json; got {shorten(media_type)}"
         return respond(Problem(415, "unsupported-media-type", detail, field="Content-Type"))
     return respond(invalid_all(exc.errors() if isinstance(exc, RequestValidationError) else []))
@@ -146,6 +150,11 @@ async def _no_prompts(_request: Request, exc: Exception) -> Response:
 async def _broker_down(_request: Request, exc: Exception) -> Response:
     logger.warning("the broker does not answer: %s", exc)
     return respond(Unavailable("broker-unavailable", "the broker does not answer"))
+
+
+async def _client_gone(_request: Request, _exc: Exception) -> Response:
+    logger.info("a client went away before its body had arrived")
+    return respond(Problem(400, "client-disconnected", "the body did not arrive whole"))
 
 
 async def _unexpected(_request: Request, _exc: Exception) -> Response:

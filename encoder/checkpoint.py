@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from encoder.errors import CheckpointError
+from encoder.errors import CheckpointError, EncoderConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -36,6 +36,7 @@ _FLUX2_FILES = ["text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/
 _PLAIN_FILES = ["*.json", "*.jinja", "model*.safetensors"]
 _MODEL_TYPES = ("mistral3", "mistral")
 _EMBEDDING = "embed_tokens.weight"
+_WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _AUTO_MODEL: Any = AutoModel  # its methods carry no annotations
 
 
@@ -63,14 +64,16 @@ class Checkpoint:
         """
         try:
             config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=False)
-        except (OSError, ValueError) as exc:
-            raise CheckpointError(f"{self.model_dir}: config.json cannot be used: {exc}") from exc
+        except Exception as exc:  # transformers lets through whatever a broken file makes fail
+            raise CheckpointError(f"{self.model_dir}: config.json cannot be used: {_reason(exc)}") from exc
         if config.model_type not in _MODEL_TYPES:
             raise CheckpointError(
                 f"{self.model_dir} is no Mistral-3 checkpoint: config.json says model_type {config.model_type!r}, "
                 f"not one of {', '.join(_MODEL_TYPES)}"
             )
         text_config: PreTrainedConfig = config.get_text_config()
+        if any(getattr(each, "quantization_config", None) for each in (config, text_config)):
+            raise CheckpointError(f"{self.model_dir}: quantized weights (quantization_config) are not supported")
         return text_config
 
     def has_random_weights(self) -> bool:
@@ -86,8 +89,8 @@ class Checkpoint:
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_dir, trust_remote_code=False)
-        except (OSError, ValueError) as exc:
-            raise CheckpointError(f"{self.tokenizer_dir}: no tokenizer can be loaded: {exc}") from exc
+        except Exception as exc:  # the same
+            raise CheckpointError(f"{self.tokenizer_dir}: no tokenizer can be loaded: {_reason(exc)}") from exc
         if tokenizer.chat_template is None:
             raise CheckpointError(f"{self.tokenizer_dir}: the tokenizer has no chat template (chat_template.jinja)")
         if tokenizer.pad_token_id is None:
@@ -98,17 +101,15 @@ class Checkpoint:
         """Map every tensor's name to the safetensors file that holds it.
 
         Raises:
-            CheckpointError: there are no safetensors files, or the index names one that is not there.
+            CheckpointError: there are no safetensors files, or the index cannot be read.
         """
         index = self.model_dir / "model.safetensors.index.json"
         if index.is_file():
-            files = {
-                key: self.model_dir / file
-                for key, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-            }
-            if absent := sorted({path.name for path in files.values() if not path.is_file()}):
-                raise CheckpointError(f"{self.model_dir}: {index.name} names files that are missing: {absent}")
-            return files
+            try:
+                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                return {key: self.model_dir / file for key, file in weight_map.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                raise CheckpointError(f"{index} is damaged: {_reason(exc)}") from exc
         single = self.model_dir / "model.safetensors"
         if not single.is_file():
             raise CheckpointError(f"{self.model_dir}: no model.safetensors and no {index.name}")
@@ -123,7 +124,7 @@ class Checkpoint:
 
         Files of the Hugging Face cache are named by their SHA-256, so they are not read again.
         """
-        weights = sorted(set(self.weight_files().values()))
+        weights = sorted({path for path in self.weight_files().values() if path.is_file()})
         texts = [self.model_dir / "config.json", *sorted(self.tokenizer_dir.glob("tokenizer*.json"))]
         with ThreadPoolExecutor() as pool:
             digests = list(pool.map(_sha256, [*texts, *weights]))
@@ -158,18 +159,24 @@ def load_trunk(
     The final norm is left out on purpose: `hidden_states[k]` of an inner layer is that layer's raw output.
 
     Raises:
-        CheckpointError: the model has fewer layers, or tensors are missing or of the wrong shape.
+        CheckpointError: the model has too few layers, or tensors are missing, quantized or of the wrong shape.
+        EncoderConfigError: `attention` is not available.
     """
     config = checkpoint.text_config()
-    if config.num_hidden_layers < num_layers:
+    if config.num_hidden_layers <= num_layers:
+        # transformers puts the final norm on its last hidden state, so that one is no layer's raw output.
         raise CheckpointError(
-            f"{checkpoint.model_dir}: layer {num_layers} is asked for, the model has {config.num_hidden_layers}"
+            f"{checkpoint.model_dir}: layer {num_layers} is asked for; the model has {config.num_hidden_layers}, "
+            "of which the last cannot be taken"
         )
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]
-    with init_empty_weights(include_buffers=False):
-        trunk = _AUTO_MODEL.from_config(config, attn_implementation=attention, dtype=dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            trunk = _AUTO_MODEL.from_config(config, attn_implementation=attention, dtype=dtype)
+    except (ImportError, ValueError) as exc:
+        raise EncoderConfigError(f"attention {attention!r} cannot be used: {_reason(exc)}") from exc
     trunk.norm = nn.Identity()
     _read_parameters(trunk, checkpoint, device, dtype)
     loaded: nn.Module = trunk.to(device).eval().requires_grad_(requires_grad=False)
@@ -186,6 +193,8 @@ def _read_parameters(trunk: nn.Module, checkpoint: Checkpoint, device: torch.dev
     names = {name: prefixes[0] + name for name, _ in trunk.named_parameters()}
     if absent := sorted(key for key in names.values() if key not in files):
         raise CheckpointError(f"{checkpoint.model_dir}: {len(absent)} tensors are missing, among them {absent[:3]}")
+    if absent := sorted({files[key].name for key in names.values() if not files[key].is_file()}):
+        raise CheckpointError(f"{checkpoint.model_dir}: the index names files that are missing: {absent}")
     with ExitStack() as stack:
         opened = {
             path: stack.enter_context(safe_open(path, framework="pt", device=str(device)))
@@ -193,7 +202,10 @@ def _read_parameters(trunk: nn.Module, checkpoint: Checkpoint, device: torch.dev
         }
         for name, key in names.items():
             try:
-                set_module_tensor_to_device(trunk, name, device, opened[files[key]].get_tensor(key), dtype=dtype)
+                tensor = opened[files[key]].get_tensor(key)
+                if tensor.dtype not in _WEIGHT_DTYPES:
+                    raise CheckpointError(f"{files[key]}: tensor {key!r} is {tensor.dtype}: quantized, not supported")
+                set_module_tensor_to_device(trunk, name, device, tensor, dtype=dtype)
             except (SafetensorError, ValueError) as exc:
                 raise CheckpointError(f"{files[key]}: tensor {key!r} cannot be used: {exc}") from exc
 
@@ -213,6 +225,10 @@ def _in_folder(name: str, folder: Path, revision: str | None = None) -> Checkpoi
     if not any(found.tokenizer_dir.glob("tokenizer*.json")):
         raise CheckpointError(f"{found.tokenizer_dir}: no tokenizer.json and no tokenizer_config.json")
     return found
+
+
+def _reason(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}"
 
 
 def _sha256(path: Path) -> str:

@@ -21,7 +21,8 @@ class EncoderConfig:
 
     Attributes:
         name: the preset's name, or one of your own.
-        layers: the layers whose outputs are stacked, counted from 1, ascending; `hidden_states[k]` in transformers.
+        layers: the layers whose outputs are stacked, counted from 1, ascending: `hidden_states[k]` in
+            transformers. The last layer of a model cannot be taken.
         max_length: tokens a prompt is truncated and padded to, system message included.
         system_message: the system message of the chat template.
         padding_side: where pad tokens go. Only "left" gives pad rows that no prompt can change.

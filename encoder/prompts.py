@@ -33,7 +33,7 @@ class PromptTokenizer:
         pad_token_id: token id of the padding.
 
     Raises:
-        CheckpointError: the tokenizer cuts at the left, which would cut the system message.
+        CheckpointError: the chat template fails, or the tokenizer cuts at the left, where the system message is.
         EncoderConfigError: `max_length` leaves no room behind the prefix.
     """
 
@@ -44,7 +44,10 @@ class PromptTokenizer:
         self._config = config
         self.pad_token_id: int = tokenizer.pad_token_id
         self.chat_template: str = tokenizer.chat_template
-        self.prefix_ids: list[int] = _shared_start([self._templated_ids(probe) for probe in _PROBES])
+        try:
+            self.prefix_ids: list[int] = _shared_start([self._templated_ids(probe) for probe in _PROBES])
+        except Exception as exc:  # a template is a program, and fails as it likes
+            raise CheckpointError(f"the chat template cannot be used: {type(exc).__name__}: {exc}") from exc
         if len(self.prefix_ids) >= config.max_length:
             raise EncoderConfigError(
                 f"max_length {config.max_length} leaves no room for a prompt: "
@@ -55,8 +58,11 @@ class PromptTokenizer:
         """Tokenize `prompts`.
 
         Raises:
+            TypeError: `prompts` is one string.
             PromptError: one of them is no string, or no valid Unicode; it names the first such.
         """
+        if isinstance(prompts, str):
+            raise TypeError("expected a list of prompts, got one string")
         limit = self._config.max_length
         tokenized = []
         for position, prompt in enumerate(prompts):

@@ -18,7 +18,7 @@ def written_whole(path: Path, *, keep_existing: bool = False) -> Iterator[IO[byt
         path: its folder is made if need be.
         keep_existing: whether a file that is there by then stays, instead of being replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     unfinished = Path(name)
     try:
@@ -33,6 +33,14 @@ def written_whole(path: Path, *, keep_existing: bool = False) -> Iterator[IO[byt
         _sync_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder` and its parents, so that each lasts."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

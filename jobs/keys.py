@@ -6,6 +6,9 @@ WORKER_TTL_S = 15
 REPLY_TTL_S = 120
 PROGRESS_TTL_S = 600
 
+KOMBU_UNACKED_INDEX = "unacked_index"
+"""kombu's own: delivery tag -> when the message was taken. Past the visibility timeout it is delivered again."""
+
 WORKER_IDS = "layerstack:workers"
 """Set of the ids of workers; some may have died."""
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import JobNotFoundError
-from jobs.records import JOB_ID_PATTERN
+from jobs.records import ULID_PATTERN
 
-_JOB_ID = re.compile(JOB_ID_PATTERN)
+_JOB_ID = re.compile(ULID_PATTERN)
 _PART_NAME = re.compile(r"(\d{5,})\.parquet")
 
 

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from jobs.errors import TensorFormatError
-from jobs.records import JobId, Record
+from jobs.records import JobId, Record, Ulid
 from jobs.tensors import Array, load_tensors, save_tensors
-
-RequestId = Annotated[str, StringConstraints(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]
 
 
 class ChunkMessage(Record):
@@ -27,7 +25,7 @@ class PredictMessage(Record):
     """Encode a few prompts now, and push the reply to `keys.reply(request_id)`."""
 
     version: Literal[1] = 1
-    request_id: RequestId
+    request_id: Ulid
     prompts: list[str]
     deadline: float = Field(description="seconds since the epoch; the answer is of no use after it")
 

@@ -63,6 +63,9 @@ class PartHeader(Record):
         prefix_rows: Array,
         pad_row: Array,
     ) -> Self:
+        prefix_rows, pad_row = _converted(prefix_rows, dtype), _converted(pad_row, dtype)
+        if not (np.isfinite(prefix_rows).all() and np.isfinite(pad_row).all()):
+            raise PartFormatError(f"the encoder's constant rows have values that {dtype} cannot hold")
         return cls(
             layout=layout,
             dtype=dtype,
@@ -70,8 +73,8 @@ class PartHeader(Record):
             max_length=max_length,
             fingerprint=fingerprint,
             layers=layers,
-            prefix_rows=_to_base64(prefix_rows.astype(DTYPES[dtype])),
-            pad_row=_to_base64(pad_row.astype(DTYPES[dtype])),
+            prefix_rows=_to_base64(prefix_rows),
+            pad_row=_to_base64(pad_row),
         )
 
     def constant_rows(self) -> tuple[Array, Array]:
@@ -113,7 +116,9 @@ class PartWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        if kind is not None:
+            self._pending.clear()  # nobody will read this file
         self.close()
 
     def write(self, row: EncodedRow) -> None:
@@ -135,8 +140,7 @@ class PartWriter:
         columns: dict[str, Any] = {"index": row.index, "id": row.id, "prompt": row.prompt}
         error = row.error
         if row.own_rows is not None:
-            with np.errstate(over="ignore"):  # an overflow is told in the row, below
-                rows = row.own_rows.astype(DTYPES[self._header.dtype])  # (n, D)
+            rows = _converted(row.own_rows, self._header.dtype)  # (n, D)
             if np.isfinite(rows).all():
                 return columns | self._embedding(rows) | {"num_tokens": row.num_tokens, "truncated": row.truncated}
             error = f"the embedding has values that {self._header.dtype} cannot hold"
@@ -176,7 +180,9 @@ def open_part(path: Path) -> pq.ParquetFile:
 
     Raises:
         PartFormatError: the file is damaged or no Parquet.
+        OSError: it cannot be opened.
     """
+    path.open("rb").close()  # pyarrow's errors do not tell a file that cannot be opened from a damaged one
     try:
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as exc:
@@ -216,6 +222,12 @@ def _part_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
         mask=pa.array([each is None for each in ids]),
     )
     return pa.table([columns[name] for name in PART_SCHEMA.names], schema=PART_SCHEMA)
+
+
+def _converted(rows: Array, dtype: DtypeName) -> Array:
+    """Return `rows` in `dtype`; what it cannot hold becomes infinite, which the caller has to look for."""
+    with np.errstate(over="ignore"):
+        return rows.astype(DTYPES[dtype])
 
 
 def _to_base64(rows: Array) -> str:

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from jobs.tensors import DtypeName
 
-JOB_ID_PATTERN = r"^[0-9A-HJKMNP-TV-Z]{26}$"
-JobId = Annotated[str, StringConstraints(pattern=JOB_ID_PATTERN)]
+ULID_PATTERN = r"^[0-9A-HJKMNP-TV-Z]{26}$"
+Ulid = Annotated[str, StringConstraints(pattern=ULID_PATTERN)]
+JobId = Ulid
 """A ULID: job ids sort by the time of their making, and are safe as folder names."""
 
 

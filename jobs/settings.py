@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -42,7 +43,7 @@ class Settings(BaseSettings):
     attention: str = Field("sdpa", description="transformers' attention implementation")
     batch_size: int = Field(8, ge=1, description="prompts in one forward")
     interactive_threads: int = Field(2, ge=1, description="slots that only /predict uses")
-    bulk_threads: int = Field(2, ge=1, description="slots that only jobs use")
+    bulk_threads: int = Field(1, ge=1, description="slots that only jobs use")
     chunk_attempts: int = Field(3, ge=1, description="attempts at a chunk before its job fails")
     visibility_timeout_s: int = Field(120, ge=1, description="seconds until a dead worker's messages come back")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
@@ -52,7 +53,14 @@ class Settings(BaseSettings):
     def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss:// or unix://")
+        if url is not None and not _has_valid_port(url.get_secret_value()):
+            raise ValueError("has no valid host and port; a password needs its special characters percent-encoded")
         return url
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, model: str | None) -> str | None:
+        return model or None
 
     @field_validator("storage")
     @classmethod
@@ -84,6 +92,14 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - values are wh
         return Settings(**overrides)
     except ValidationError as exc:
         raise SettingsError("; ".join(_describe(error) for error in exc.errors())) from None
+
+
+def _has_valid_port(url: str) -> bool:
+    try:
+        urlsplit(url).port  # noqa: B018 - reading it is the check
+    except ValueError:
+        return False
+    return True
 
 
 def _describe(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails

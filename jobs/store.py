@@ -134,12 +134,12 @@ class JobStore:
             PartNotReadyError: it is not there yet; the message tells the job's status.
         """
         record = self.load(job_id)
-        path = self._existing(job_id).part(chunk)
-        if path.is_file():
-            return path
         if not 0 <= chunk < record.num_chunks:
             last = record.num_chunks - 1
             raise PartNotFoundError(f"job {job_id} has no part {chunk}: its parts are 0 to {last}")
+        path = self._existing(job_id).part(chunk)
+        if path.is_file():
+            return path
         raise PartNotReadyError(f"part {chunk} of job {job_id} is not there yet: the job is {self.view(job_id).status}")
 
     def record_failure(self, job_id: str, chunk: int, error: str, max_attempts: int) -> ChunkFailure:
@@ -207,8 +207,8 @@ class JobStore:
         folder, record = self._existing(job_id), self.load(job_id)
         done = sorted(n for path in _listed(folder.parts) if (n := part_index(path)) is not None)
         started = {chunk: rows for chunk, rows in (progress or {}).items() if chunk not in set(done)}
-        failure = _hopeless(folder, done)
         manifest = self.manifest(job_id) if folder.manifest.is_file() else None
+        failure = None if manifest else _hopeless(folder)
         num_done = sum(_rows_in_chunk(record, chunk) for chunk in done) + sum(started.values())
         return JobView(
             id=record.id,
@@ -268,12 +268,12 @@ def _rows_in_chunk(record: JobRecord, chunk: int) -> int:
     return min(record.chunk_rows, record.num_prompts - chunk * record.chunk_rows)
 
 
-def _hopeless(folder: JobFolder, done: list[int]) -> ChunkFailure | None:
-    """Return the failure of the first chunk that has used up its attempts."""
+def _hopeless(folder: JobFolder) -> ChunkFailure | None:
+    """Return the failure of the first chunk that has used up its attempts, finishing the job included."""
     for path in sorted(_listed(folder.failures)):
         if path.suffix == ".json" and not path.name.startswith("."):
             failure = ChunkFailure.model_validate_json(path.read_bytes())
-            if failure.gave_up and failure.chunk not in done:
+            if failure.gave_up:
                 return failure
     return None
 

@@ -75,18 +75,18 @@ def up(
     """Start everything on this machine: a broker, a worker and the API. Ctrl-C stops it all."""
     try:
         # What it needs comes with the extras 'api' and 'worker', which a client does without.
-        from layerstack.local import LocalStack, stop_on_signal  # noqa: PLC0415
+        from layerstack.local import LocalStack, StopRequest  # noqa: PLC0415
     except ImportError as exc:
         raise LocalStackError(f"{exc}; `layerstack up` needs: pip install 'layerstack[api,worker]'") from exc
     given = {"port": port, "storage": storage, "model": model}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    stopping = stop_on_signal()
+    stop = StopRequest()
     with LocalStack(settings, _say) as stack:
         _say(f"layerstack {layerstack.__version__} on {stack.url}, docs at {stack.url}/docs")
         _say(f"jobs are kept in {Path(settings.storage).expanduser().resolve()}")
         if settings.model in {None, DEMO_MODEL}:
             _say("no --model: this is the demo encoder, its weights are RANDOM, its embeddings mean nothing", "yellow")
-        stack.run(stopping)
+        stack.run(stop)
         _say("stopping")
     _say("stopped")
 

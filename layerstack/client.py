@@ -48,7 +48,9 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 130.0) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+        # A proxy that the environment names cannot reach a server on this machine.
+        is_local = httpx.URL(self.url).host in {"localhost", "127.0.0.1", "::1"}
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=not is_local)
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +84,10 @@ class Client:
 
         Raises:
             OSError: the file cannot be read.
+            TypeError: `prompts` is a string, which could be a path or a prompt.
         """
+        if isinstance(prompts, str):
+            raise TypeError(f"submit takes a list of prompts or a pathlib.Path, not the string {prompts!r}")
         if isinstance(prompts, Path):
             with prompts.open("rb") as file:
                 form = {"options": json.dumps(dict(options or {}))}

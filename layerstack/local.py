@@ -1,4 +1,7 @@
-"""The whole stack on one machine: a broker, a worker and the API as child processes, stopped in order."""
+"""The whole stack on one machine: a broker, a worker and the API as child processes, stopped in order.
+
+If this process is killed, Linux ends the children too; elsewhere they go on and have to be ended by hand.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,9 +29,10 @@ from layerstack.errors import LocalStackError
 
 _POLL_S = 0.2
 _BROKER_START_S = 10.0
-# API, worker and broker one after the other: 9.5 s at the worst, then they are killed.
-_STOP_S = {"api": 4.0, "worker": 4.0, "broker": 1.5}
+# API, worker and broker one after the other, then they are killed.
+_STOP_S = {"api": 3.0, "worker": 5.0, "broker": 1.0}
 _PR_SET_PDEATHSIG = 1
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before any fork
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class LocalStack:
         self._children: list[_Child] = []
         self._resources = ExitStack()
         self.url = _url(settings.host, settings.port)
+        # A proxy that the environment names is not for this machine.
+        self._http = httpx.Client(base_url=self.url, timeout=0.5, trust_env=False)
 
     def __enter__(self) -> Self:
         try:
@@ -64,16 +69,17 @@ class LocalStack:
     def __exit__(self, *_exc: object) -> None:
         self.stop()
 
-    def run(self, stopping: threading.Event) -> None:
-        """Wait until `stopping` is set.
+    def run(self, stop: StopRequest) -> None:
+        """Wait until `stop` has been asked for.
 
         Raises:
             LocalStackError: a child ended by itself.
         """
         announced = False
-        while not stopping.wait(_POLL_S):
+        while not stop.asked:
+            time.sleep(_POLL_S)
             for child in self._children:
-                if (code := child.process.poll()) is not None and not stopping.is_set():
+                if (code := child.process.poll()) is not None and not stop.asked:
                     raise LocalStackError(f"the {child.name} ended with exit code {code}; its messages are above")
             if not announced and self._is_ready():
                 self._say(f"ready: {self.url}")
@@ -86,6 +92,7 @@ class LocalStack:
                 _end(child.process, limit)
         self._children.clear()
         self._resources.close()
+        self._http.close()
 
     def _start(self) -> None:
         _check_port(self._settings.host, self._settings.port)
@@ -119,7 +126,7 @@ class LocalStack:
             env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - no other thread runs while children are started
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
         )
         self._children.append(_Child(name, process))
 
@@ -134,21 +141,24 @@ class LocalStack:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/ready", timeout=2.0).status_code == httpx.codes.OK
+            return self._http.get("/ready").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
 
-def stop_on_signal() -> threading.Event:
-    """Return an event that SIGINT and SIGTERM set."""
-    stopping = threading.Event()
+class StopRequest:
+    """Whether SIGINT or SIGTERM has come since this was made.
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopping.set()
+    A plain flag: an Event's lock could be held by the very code that the signal interrupts.
+    """
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    return stopping
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGINT, self._ask)
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
 
 
 def _url(host: str, port: int) -> str:
@@ -192,5 +202,5 @@ def _end(process: subprocess.Popen[bytes], limit_s: float) -> None:
 
 def _die_with_parent() -> None:
     """Ask Linux to end this child with its parent, so that not even SIGKILL leaves anything running."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import PartFormatError
@@ -22,6 +24,7 @@ from layerstack.errors import ReadError, RowFailedError
 if TYPE_CHECKING:
     import torch
 
+_OPEN_FILES = 8
 _COLUMNS = ["index", "id", "prompt", "prompt_embeds", "num_tokens", "truncated", "error"]
 
 
@@ -42,17 +45,20 @@ class PromptEmbeddings:
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        parts = [_Part.open(path) for path in paths]
-        self.header = parts[0].header
-        for part in parts[1:]:
-            if part.header != self.header:
+        self._parts: list[_Part] = []
+        for path in paths:
+            part, header = _look_into(path)
+            if not self._parts:
+                self.header = header
+            elif header != self.header:
                 raise ReadError(
-                    f"{part.path} and {parts[0].path} do not belong together: they were made by different encoders or "
-                    f"options (fingerprints {part.header.fingerprint} and {self.header.fingerprint})"
+                    f"{path} and {paths[0]} do not belong together: they were made by different encoders or options "
+                    f"(fingerprints {header.fingerprint} and {self.header.fingerprint})"
                 )
-        self._parts = parts
-        self._starts = list(accumulate((part.num_rows for part in parts), initial=0))
+            self._parts.append(part)
+        self._starts = list(accumulate((part.num_rows for part in self._parts), initial=0))
         self._prefix_rows, self._pad_row = self.header.constant_rows()
+        self._row_groups = _RowGroups()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -73,7 +79,7 @@ class PromptEmbeddings:
             raise IndexError(f"row {position} of {len(self)}")
         position %= len(self)
         which = bisect_right(self._starts, position) - 1
-        row = self._parts[which].row(position - self._starts[which])
+        row = self._row_groups.row(self._parts[which], position - self._starts[which])
         if row["error"] is not None:
             raise RowFailedError(row["index"], row["error"])
         return {
@@ -89,43 +95,67 @@ class PromptEmbeddings:
         return dense_rows(rows, prefix_rows=self._prefix_rows, pad_row=self._pad_row, max_length=self.header.max_length)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class _Part:
-    """One file: what its footer says, and the row group that was read last."""
+    """What a part's footer says of its rows."""
 
     path: Path
-    header: PartHeader
     row_group_starts: list[int]
-    _file: pq.ParquetFile | None = None
-    _group: tuple[int, list[dict[str, Any]]] = field(default=(-1, []))
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        try:
-            file = open_part(path)
-            header = read_header(file, str(path))
-        except PartFormatError as exc:
-            raise ReadError(str(exc)) from exc
-        sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
-        return cls(path, header, list(accumulate(sizes, initial=0)), file)
 
     @property
     def num_rows(self) -> int:
         return self.row_group_starts[-1]
 
-    def row(self, position: int) -> dict[str, Any]:
-        group = bisect_right(self.row_group_starts, position) - 1
-        if self._group[0] != group:
-            try:
-                self._file = self._file or open_part(self.path)
-                self._group = group, self._file.read_row_group(group, columns=_COLUMNS).to_pylist()
-            except (OSError, PartFormatError) as exc:  # pyarrow's errors of damaged pages are OSErrors
-                raise ReadError(f"{self.path}: row group {group} cannot be read: {exc}") from exc
-        return self._group[1][position - self.row_group_starts[group]]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the open file behind: a DataLoader's worker opens its own."""
-        return self.__dict__ | {"_file": None, "_group": (-1, [])}
+def _look_into(path: Path) -> tuple[_Part, PartHeader]:
+    """Read a part's footer, and close the file again: a job may have more parts than a process may have files."""
+    with _opened(path) as file:
+        try:
+            header = read_header(file, str(path))
+        except PartFormatError as exc:
+            raise ReadError(str(exc)) from exc
+        sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        return _Part(path, list(accumulate(sizes, initial=0))), header
+
+
+class _RowGroups:
+    """Reads single rows, keeping the files used last open and the row group read last in memory."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+        self._last: tuple[Path | None, int] = None, -1
+        self._rows: list[dict[str, Any]] = []
+
+    def row(self, part: _Part, position: int) -> dict[str, Any]:
+        group = bisect_right(part.row_group_starts, position) - 1
+        if self._last != (part.path, group):
+            try:
+                self._rows = self._file(part.path).read_row_group(group, columns=_COLUMNS).to_pylist()
+            except (pa.ArrowException, OSError) as exc:
+                raise ReadError(f"{part.path}: row group {group} cannot be read: {exc}") from exc
+            self._last = part.path, group
+        return self._rows[position - part.row_group_starts[group]]
+
+    def _file(self, path: Path) -> pq.ParquetFile:
+        if path not in self._files:
+            self._files[path] = _opened(path)
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(path)
+        return self._files[path]
+
+    def __reduce__(self) -> tuple[type[_RowGroups], tuple[()]]:
+        """Leave open files behind: a DataLoader's worker opens its own."""
+        return _RowGroups, ()
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return open_part(path)
+    except PartFormatError as exc:
+        raise ReadError(str(exc)) from exc
+    except OSError as exc:
+        raise ReadError(f"{path} cannot be opened: {exc.strerror}") from exc
 
 
 def _part_paths(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from jobs import logs
@@ -11,6 +12,9 @@ from jobs.settings import load_settings
 
 def main() -> int:
     """Run the worker; returns the exit code."""
+    # As long as there is nothing to finish, a signal ends the process at once.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: sys.exit(0))
     try:
         settings = load_settings()
     except SettingsError as exc:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +30,7 @@ from worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 _SOCKET_TIMEOUT_S = 15.0
+_POLL_S = 0.1
 _CELERY_STATE: Any = celery_state  # its stubs know only of None, where an exit code belongs
 
 
@@ -38,18 +40,16 @@ def run(settings: Settings) -> int:
     Returns:
         The exit code: 0 after a signal, 1 if the worker cannot start or its consumers end by themselves.
     """
-    _exit_on_signal()
-    encoder = _load(settings)
-    if encoder is None:
-        return 1
-    stopping = threading.Event()
-    _stop_on_signal(stopping)
     store = JobStore(settings.storage)
     try:
         store.check()
     except OSError as exc:
         logger.error("LAYERSTACK_STORAGE=%r cannot be used: %s", settings.storage, exc)  # noqa: TRY400 - the message says it all
         return 1
+    encoder = _load(settings)
+    if encoder is None:
+        return 1
+    stopping = threading.Event()
     redis = _connect(settings.broker_url.get_secret_value())
     tasks = Tasks(
         encoder=encoder,
@@ -102,22 +102,20 @@ def _demo(settings: Settings) -> Path:
 
 
 def _consume(settings: Settings, tasks: Tasks, stopping: threading.Event) -> int:
-    """Run both consumers until `stopping` is set, or one of them ends by itself."""
+    """Run both consumers until a signal, or until one of them ends by itself."""
     consumers = [
         _consumer(settings, tasks, INTERACTIVE, settings.interactive_threads),
         _consumer(settings, tasks, BULK, settings.bulk_threads),
     ]
-
-    def start(consumer: WorkController) -> None:
-        consumer.start()
-        stopping.set()
-
-    threads = [threading.Thread(target=start, args=[consumer]) for consumer in consumers]
+    _stop_on_signal()
+    threads = [threading.Thread(target=consumer.start) for consumer in consumers]
     for thread in threads:
         thread.start()
     logger.info("ready")
-    stopping.wait()
+    while _CELERY_STATE.should_stop is None and all(thread.is_alive() for thread in threads):
+        time.sleep(_POLL_S)
     signalled = _CELERY_STATE.should_stop is not None
+    stopping.set()
     _CELERY_STATE.should_stop = 0  # both consumers look at it, and end with this exit code
     for thread in threads:
         thread.join()
@@ -147,22 +145,12 @@ def _consumer(settings: Settings, tasks: Tasks, queue: str, concurrency: int) ->
     )
 
 
-def _exit_on_signal() -> None:
-    """Let SIGTERM and SIGINT end the process at once, as long as there is nothing to finish."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
-
-
-def _stop_on_signal(stopping: threading.Event) -> None:
-    """Let SIGTERM and SIGINT end the process in order: chunks are handed back between two batches."""
+def _stop_on_signal() -> None:
+    """Let SIGTERM and SIGINT end the consumers in order: chunks are handed back between two batches."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        # Only this: an Event's lock could be held by the very code that the signal interrupts.
         _CELERY_STATE.should_stop = 0
-        stopping.set()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

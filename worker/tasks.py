@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import Reject
 from pydantic import ValidationError
 from redis import Redis, RedisError
@@ -55,16 +55,20 @@ class Tasks:
         def predict(message: dict[str, Any]) -> None:
             self.predict(message)
 
-        def chunk(message: dict[str, Any]) -> None:
-            self.chunk(message)
+        def chunk(task: Task[..., None], message: dict[str, Any]) -> None:
+            self.chunk(message, (task.request.properties or {}).get("delivery_tag"))
 
         # Not shared: the other app of this process registers its own.
         app.task(name=PREDICT_TASK, shared=False)(predict)
-        app.task(name=CHUNK_TASK, shared=False)(chunk)
+        app.task(name=CHUNK_TASK, shared=False, bind=True)(chunk)
 
     def predict(self, message: dict[str, Any]) -> None:
         """Answer a request, unless nobody waits for the answer any more."""
-        request = PredictMessage.model_validate(message)
+        try:
+            request = PredictMessage.model_validate(message)
+        except ValidationError as exc:
+            logger.error("a predict message that cannot be read is dropped: %d errors", exc.error_count())  # noqa: TRY400 - prompts stay out of logs
+            return
         if time.time() > request.deadline:
             logger.info("request %s: its deadline has passed, dropped", request.request_id)
             return
@@ -79,8 +83,12 @@ class Tasks:
             pipe.expire(key, keys.REPLY_TTL_S)
             pipe.execute()
 
-    def chunk(self, message: dict[str, Any]) -> None:
+    def chunk(self, message: dict[str, Any], delivery_tag: str | None = None) -> None:
         """Encode a chunk; a failure is noted in the job, and tried again while attempts are left.
+
+        Args:
+            message: a `ChunkMessage` as JSON.
+            delivery_tag: what kombu calls this delivery, which is kept from being delivered again meanwhile.
 
         Raises:
             Reject: the message goes back to the queue, because the worker is stopping, an attempt failed and another
@@ -99,15 +107,17 @@ class Tasks:
                 job_id,
                 chunk,
                 stopping=self._stopping.is_set,
-                on_progress=lambda rows: self._note_progress(job_id, chunk, rows),
+                on_progress=lambda rows: self._note_progress(request, rows, delivery_tag),
             )
         except JobNotFoundError:
             logger.info("chunk %d of job %s: the job is gone, dropped", chunk, job_id)
         except HandedBackError as exc:
             logger.info("handed back: %s", exc)
+            self._forget_progress(job_id, chunk)
             raise Reject(str(exc), requeue=True) from exc
         except Exception as exc:
             logger.exception("chunk %d of job %s failed", chunk, job_id)
+            self._forget_progress(job_id, chunk)
             self._note_failure(request, f"{type(exc).__name__}: {exc}")
         else:
             logger.info("chunk %d of job %s is done", chunk, job_id)
@@ -124,13 +134,22 @@ class Tasks:
             self._stopping.wait(failure.attempts * _ATTEMPT_PAUSE_S)
             raise Reject(f"attempt {failure.attempts} failed", requeue=True)
 
-    def _note_progress(self, job_id: str, chunk: int, rows: int) -> None:
-        """Tell whoever watches; a chunk does not fail for that."""
-        key = keys.progress(job_id)
+    def _note_progress(self, request: ChunkMessage, rows: int, delivery_tag: str | None) -> None:
+        """Tell whoever watches, and the broker that the chunk is alive; a chunk does not fail for that."""
+        key = keys.progress(request.job_id)
         try:
             with self._redis.pipeline() as pipe:
-                pipe.hset(key, str(chunk), str(rows))
+                pipe.hset(key, str(request.chunk), str(rows))
                 pipe.expire(key, keys.PROGRESS_TTL_S)
+                if delivery_tag is not None:
+                    pipe.zadd(keys.KOMBU_UNACKED_INDEX, {delivery_tag: time.time()}, xx=True)
                 pipe.execute()
         except RedisError as exc:
-            logger.warning("cannot note the progress of job %s: %s", job_id, exc)
+            logger.warning("cannot note the progress of job %s: %s", request.job_id, exc)
+
+    def _forget_progress(self, job_id: str, chunk: int) -> None:
+        """Take back what was told of rows that are thrown away."""
+        try:
+            self._redis.hdel(keys.progress(job_id), str(chunk))
+        except RedisError as exc:
+            logger.warning("cannot take back the progress of job %s: %s", job_id, exc)

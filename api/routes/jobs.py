@@ -96,7 +96,7 @@ async def create(
     if media_type == "application/json":
         if options is not None:
             raise invalid("options", options, "a JSON body has its own 'options'")
-        body = _parse_request(await request.body())
+        body = await run_in_threadpool(_parse_request, await request.body())
         prompts = (as_prompt(entry, n, f"prompts.{n}", max_chars) for n, entry in enumerate(body.prompts))
         record = await run_in_threadpool(store, prompts, body.options, body.metadata)
     else:
@@ -179,12 +179,14 @@ async def _uploaded(
 ) -> AsyncIterator[tuple[IO[bytes], PromptFile, JobOptions]]:
     """Open the prompt file of a request; what is large lies on disk."""
     if media_type == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=2) as form:
+        async with request.form(max_files=2, max_fields=2) as form:
             upload = form.get("file")
             if not isinstance(upload, UploadFile):
                 raise Problem(
                     422, "invalid-request", "file: a multipart upload needs a file named 'file'", field="file"
                 )
+            if unknown := sorted(set(form) - {"file", "options"}):
+                raise invalid("body", unknown[0], "a multipart upload has the fields 'file' and 'options' only")
             chosen = form.get("options", options)
             if not isinstance(chosen, str | None):
                 raise invalid("options", chosen.filename, "must be text")

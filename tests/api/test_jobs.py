@@ -116,6 +116,8 @@ def test_bad_input_is_a_problem_that_names_the_field(http, stack, body, field):
         ({"files": {"file": ("a.txt", b"")}}, 422),
         ({"files": {"file": ("a.txt", b"\xff")}}, 422),
         ({"files": {"file": ("a.txt", b"a")}, "data": {"options": "nonsense"}}, 422),
+        ({"files": {"file": ("a.txt", b"a")}, "data": {"optoins": "{}"}}, 422),
+        ({"json": {"prompts": ["a"]}, "params": {"options": "{}"}}, 422),
         ({"content": b"a", "headers": {"content-type": "image/png"}}, 415),
         ({}, 415),
         ({"content": b"nonsense", "headers": {"content-type": "application/json"}}, 422),
@@ -144,7 +146,10 @@ def test_a_part_that_is_not_there_yet_is_404_that_tells_the_status(http):
         problem = http.get(f"/jobs/{job_id}/{path}").json()
         assert problem["status"] == 404
         assert "queued" in problem["detail"] or "running" in problem["detail"]
-    assert "its parts are 0 to 0" in http.get(f"/jobs/{job_id}/parts/1").json()["detail"]
+    for number in (1, 10**300):
+        problem = http.get(f"/jobs/{job_id}/parts/{number}").json()
+        assert problem["type"] == "urn:layerstack:problem:part-not-found"
+        assert "its parts are 0 to 0" in problem["detail"]
     finished(http, job_id)
 
 

@@ -130,3 +130,51 @@ def test_a_tokenizer_without_a_chat_template_is_refused(plain):
     (plain / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match="chat template"):
         Encoder.load(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{nope", "config.json cannot be used"),
+        ("tokenizer.json", "{}", "no tokenizer can be loaded"),
+        ("chat_template.jinja", "{% for %}", "chat template cannot be used"),
+        ("chat_template.jinja", "{{ raise_exception('no') }}", "chat template cannot be used"),
+        ("model.safetensors.index.json", "{nope", r"index\.json is damaged"),
+        ("model.safetensors.index.json", "{}", r"index\.json is damaged"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_named(plain, name, content, message):
+    (plain / name).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        Encoder.load(plain, device="cpu")
+
+
+def test_a_shard_without_a_tensor_that_is_needed_may_be_missing(plain, encoder):
+    tensors = load_file(plain / "model.safetensors")
+    needed = {key: t for key, t in tensors.items() if "vision" not in key and "lm_head" not in key}
+    save_file(needed, plain / "model.safetensors")
+    weight_map = {key: "model.safetensors" if key in needed else "absent.safetensors" for key in tensors}
+    (plain / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert torch.equal(rows(plain), encoder.encode(PROMPT)[0].own_rows)
+
+
+def test_a_shard_that_is_needed_and_missing_is_named(plain):
+    tensors = load_file(plain / "model.safetensors")
+    weight_map = {key: "model.safetensors" if "layers.29." not in key else "absent.safetensors" for key in tensors}
+    (plain / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"names files that are missing: \['absent\.safetensors'\]"):
+        Encoder.load(plain, device="cpu")
+
+
+def test_quantized_weights_are_refused_rather_than_misread(plain):
+    tensors = load_file(plain / "model.safetensors")
+    key = "model.language_model.layers.0.mlp.up_proj.weight"
+    tensors[key] = tensors[key].to(torch.float8_e4m3fn)
+    save_file(tensors, plain / "model.safetensors")
+    with pytest.raises(CheckpointError, match="quantized, not supported"):
+        Encoder.load(plain, device="cpu")
+
+
+def test_the_last_layer_cannot_be_taken(tiny):
+    with pytest.raises(CheckpointError, match="layer 40 is asked for; the model has 40"):
+        load_trunk(locate(tiny), 40, device=torch.device("cpu"), dtype=torch.float32, attention="sdpa")

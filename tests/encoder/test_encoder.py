@@ -140,12 +140,24 @@ def test_a_bad_argument_is_an_error_that_names_it(tiny, arguments, message):
         Encoder.load(tiny, **arguments)
 
 
+def test_cuda_without_a_cuda_device_is_an_error_that_says_so(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EncoderConfigError, match="'cuda' is asked for, but torch finds no CUDA device"):
+        Encoder.load(tiny, device="cuda")
+
+
+def test_one_string_is_no_list_of_prompts(encoder):
+    with pytest.raises(TypeError, match="expected a list of prompts"):
+        encoder.encode("hello")
+
+
 def test_a_model_whose_pad_rows_depend_on_the_prompt_is_refused(tiny, monkeypatch):
     padded_forward = Encoder._padded_forward
 
     def with_a_leak(self, sequences):
         rows = padded_forward(self, sequences)
-        rows[1, 0] += 1  # as if the pad row saw the prompt behind it
+        rows[:, :, 0] += 1e5  # an outlier, as large models have them, which must not excuse the rest
+        rows[1, 0, 1:] += 1  # as if a pad row saw the prompt behind it
         return rows
 
     monkeypatch.setattr(Encoder, "_padded_forward", with_a_leak)

@@ -87,6 +87,14 @@ def test_values_that_the_dtype_cannot_hold_are_told_in_the_row(value):
     assert stored[1]["error"] is None
 
 
+@pytest.mark.parametrize("constant", ["prefix_rows", "pad_row"])
+def test_constants_that_the_dtype_cannot_hold_are_refused(constant):
+    fields = {"prefix_rows": PREFIX, "pad_row": PAD}
+    fields[constant] = fields[constant] * 1e6
+    with pytest.raises(PartFormatError, match="constant rows have values that float16 cannot hold"):
+        PartHeader.build(layout="own_rows", dtype="float16", max_length=8, fingerprint="f", layers=(1,), **fields)
+
+
 def test_row_groups_stay_small(monkeypatch):
     monkeypatch.setattr(parts, "ROW_GROUP_BYTES", 100)  # a row has 48 bytes
     file = written([row(n) for n in range(7)], header())

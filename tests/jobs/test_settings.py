@@ -27,8 +27,9 @@ def test_a_bad_value_is_an_error_that_names_variable_and_value(monkeypatch, vari
         load_settings()
 
 
-def test_a_bad_url_is_named_without_its_password(monkeypatch):
-    monkeypatch.setenv("LAYERSTACK_BROKER_URL", "amqp://user:hunter2@host")
+@pytest.mark.parametrize("url", ["amqp://user:hunter2@host", "redis://:hunter2/x@host", "redis://hunter2:port/0"])
+def test_a_bad_url_is_named_without_its_password(monkeypatch, url):
+    monkeypatch.setenv("LAYERSTACK_BROKER_URL", url)
     with pytest.raises(SettingsError, match="LAYERSTACK_BROKER_URL") as caught:
         load_settings()
     assert "hunter2" not in str(caught.value)

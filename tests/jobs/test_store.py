@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
+from jobs.errors import JobNotFoundError, NoPromptsError, PartFormatError, PartNotFoundError, PartNotReadyError
 from jobs.parts import EncodedRow, PartHeader, PartWriter
 from jobs.records import JobOptions, JobStatus, Prompt
 
@@ -96,8 +96,22 @@ def test_a_chunk_fails_its_job_once_its_attempts_are_used_up(store, info):
     view = store.view(record.id)
     assert view.status == JobStatus.FAILED
     assert view.error == "chunk 1, after 2 attempts: second"
-    encode(store, record, 1)
-    assert store.view(record.id).status == JobStatus.RUNNING
+    for chunk in range(3):
+        encode(store, record, chunk)
+    store.finalise(record.id)
+    assert store.view(record.id).status == JobStatus.SUCCEEDED
+
+
+def test_a_part_that_is_found_damaged_at_the_end_fails_the_job_by_name(store, info):
+    record = make(store, info, count=4)
+    encode(store, record, 0)
+    store.part_path(record.id, 0).write_bytes(b"damaged")
+    with pytest.raises(PartFormatError, match=r"00000\.parquet is damaged") as caught:
+        store.finalise(record.id)
+    store.record_failure(record.id, 0, str(caught.value), 1)
+    view = store.view(record.id)
+    assert view.status == JobStatus.FAILED
+    assert "00000.parquet is damaged" in view.error
 
 
 def test_a_part_appears_whole_or_not_at_all(store, info, tmp_path):
@@ -151,8 +165,9 @@ def test_a_part_that_is_not_there_yet_tells_the_status_of_its_job(store, info):
     record = make(store, info)
     with pytest.raises(PartNotReadyError, match=r"part 0 .* not there yet: the job is queued"):
         store.part_path(record.id, 0)
-    with pytest.raises(PartNotFoundError, match="has no part 3: its parts are 0 to 2"):
-        store.part_path(record.id, 3)
+    for number in (3, -1, 10**300):
+        with pytest.raises(PartNotFoundError, match=f"has no part {number}: its parts are 0 to 2"):
+            store.part_path(record.id, number)
     with pytest.raises(PartNotReadyError, match="no results yet: it is queued"):
         store.manifest(record.id)
 

@@ -71,6 +71,11 @@ def test_a_part_that_arrives_damaged_is_named_and_not_kept(client, job, stack, t
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_a_string_is_neither_taken_for_a_path_nor_for_prompts(client):
+    with pytest.raises(TypeError, match=r"pathlib\.Path, not the string 'p\.txt'"):
+        client.submit("p.txt")
+
+
 def test_what_the_server_says_is_in_the_error(client):
     with pytest.raises(ServerError, match="at most 16") as caught:
         client.predict(["a"] * 17)

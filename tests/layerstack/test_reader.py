@@ -1,6 +1,7 @@
 import pickle
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -88,6 +89,14 @@ def test_one_part_and_a_jobs_folder_can_be_read_too(write_parts):
     folder = write_parts()
     assert [row["index"] for row in layerstack.read(folder / "00001.parquet")] == [4, 5, 6, 7]
     assert len(layerstack.read(str(folder.parent))) == 10
+
+
+def test_more_parts_than_files_may_be_open_can_be_read(write_parts):
+    folder = write_parts(count=60, rows_per_part=1)
+    before = psutil.Process().num_fds()
+    rows = layerstack.read(folder)
+    assert [rows[n]["index"] for n in range(60)] == list(range(60))
+    assert psutil.Process().num_fds() - before < 30
 
 
 def test_parts_are_ordered_by_number_not_by_name(write_parts):
