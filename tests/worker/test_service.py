@@ -60,6 +60,18 @@ def test_sigterm_hands_chunks_back_and_the_next_worker_finishes_the_job(
     wait_for(lambda: store.view(record.id).status == JobStatus.SUCCEEDED)
 
 
+def test_a_chunk_that_takes_longer_than_the_visibility_timeout_is_done_once(
+    spawn, broker, tiny, tmp_path, app, store, make_job
+):
+    record = make_job(count=160, chunk_rows=160)
+    worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2, visibility_timeout_s=2)
+    publish_chunks(app, [ChunkMessage(job_id=record.id, chunk=0)])
+    wait_for(lambda: store.view(record.id).status == JobStatus.SUCCEEDED, worker, worker.log)
+    with broker.client() as redis:
+        wait_for(lambda: not redis.exists("unacked", BULK), worker, worker.log)
+    assert worker.log.read_text().count("is done") == 1
+
+
 def test_interactive_requests_are_answered_while_long_chunks_fill_the_bulk_slots(
     spawn, broker, tiny, tmp_path, app, store, make_job
 ):
