@@ -6,6 +6,7 @@ compares rows with what diffusers computes from the same checkpoint. Leaves the 
 
 from __future__ import annotations
 
+import json
 import random
 import shlex
 import signal
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import layerstack
@@ -107,11 +109,12 @@ def use(client: layerstack.Client) -> str:
 
 def read_back(folder: Path) -> None:
     """Show how the results are read, by reading them."""
+    # Double quotes only, so that a shell's single ones go around it.
     code = (
-        f"import layerstack; d = layerstack.read({str(folder)!r}); r = d[0]; "
-        "print(len(d), 'rows; the first:', r['prompt'], tuple(r['prompt_embeds'].shape), tuple(r['text_ids'].shape))"
+        f"import layerstack; d = layerstack.read({json.dumps(str(folder))}); r = d[0]; "
+        'print(len(d), "rows; the first:", r["prompt"], tuple(r["prompt_embeds"].shape), tuple(r["text_ids"].shape))'
     )
-    console.print(f"[bold]$ {Path(sys.executable)} -c {shlex.quote(code)}[/]", markup=True)
+    console.print(f"[bold]$[/] {sys.executable} -c {escape(shlex.quote(code))}")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
