@@ -8,6 +8,8 @@ import time
 import psutil
 import pytest
 
+import layerstack
+from jobs.records import JobStatus
 from tests.support import clean_environment, free_port, layerstack_command, status_of, wait_for
 
 
@@ -49,6 +51,23 @@ def test_it_is_healthy_before_it_is_ready_and_a_signal_ends_all_of_it(up, tmp_pa
     assert process.wait(10) == 0
     assert not any(child.is_running() for child in children)
     assert status_of(f"{url}/health") is None
+
+
+def test_a_job_goes_on_when_it_is_started_again(up, tmp_path, tiny):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    words = ("--port", port, "--storage", tmp_path / "storage", "--model", tiny)
+    first = up(*words)
+    wait_for(lambda: status_of(f"{url}/ready") == 200, first, first.log)
+    with layerstack.Client(url) as client:
+        job = client.submit([f"prompt {n}" for n in range(150)], {"chunk_rows": 50})
+        wait_for(lambda: client.job(job.id).num_parts_done > 0, first, first.log)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(10) == 0
+        second = up(*words)
+        wait_for(lambda: status_of(f"{url}/ready") == 200, second, second.log)
+        wait_for(lambda: client.job(job.id).status == JobStatus.SUCCEEDED, second, second.log)
+        assert client.fetch(job.id, tmp_path / "got").rows == 150
 
 
 def test_without_a_model_it_makes_the_demo_checkpoint_and_says_that_its_weights_are_random(up, tmp_path):
