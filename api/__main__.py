@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import signal
 import sys
 
 import uvicorn
 
 from api.app import create_app
-from jobs import logs
-from jobs.errors import SettingsError
-from jobs.settings import load_settings
+from jobs.process import begin
 
 logger = logging.getLogger(__name__)
 # Answers under way get this long at shutdown; whoever still waits for a worker then is cut off.
@@ -21,17 +18,10 @@ _GRACE_S = 2
 
 def main() -> int:
     """Run the server; returns the exit code."""
-    try:
-        settings = load_settings()
-    except SettingsError as exc:
-        print(exc, file=sys.stderr)
-        return 1
-    logs.set_up("api", settings.log_level)
+    settings = begin("api")
     if not _is_loopback(settings.host):
         logger.warning("listening on %s: whoever reaches this port can use the encoder", settings.host)
-    # uvicorn raises the signal that stopped it once more at the end: stopping in order is no failure.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
-    signal.signal(signal.SIGINT, lambda _number, _frame: sys.exit(0))
+    # uvicorn raises the signal that stopped it once more at the end; what `begin` set up makes that exit code 0.
     uvicorn.run(
         create_app(settings),
         host=settings.host,

@@ -21,6 +21,8 @@ class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
         document = super().openapi()
+        if "JobRequest" in document["components"]["schemas"]:  # FastAPI makes the document once
+            return document
         schema = jobs.JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= {**schema.pop("$defs"), "JobRequest": schema}
         return document

@@ -26,15 +26,18 @@ class LiveEncoders:
         self._constants: dict[str, ConstantRows] = {}
 
     async def workers(self) -> list[WorkerPresence]:
-        """Return the workers that have loaded an encoder, the longest-running first.
+        """Return the workers that have loaded an encoder, at least one, the longest-running first.
 
         Raises:
+            Unavailable: there is none.
             RedisError: the broker does not answer.
         """
         ids = sorted(name.decode() for name in cast("set[bytes]", await self._redis.smembers(keys.WORKER_IDS)))
         found = await self._redis.mget([keys.worker(worker_id) for worker_id in ids]) if ids else []
         if gone := [worker_id for worker_id, value in zip(ids, found, strict=True) if value is None]:
             await self._redis.srem(keys.WORKER_IDS, *gone)
+        if len(gone) == len(ids):
+            raise Unavailable("no-worker", "no worker has loaded its encoder yet")
         return [WorkerPresence.model_validate_json(value) for value in found if value is not None]
 
     async def current(self) -> EncoderInfo:
@@ -44,10 +47,7 @@ class LiveEncoders:
             Unavailable: no worker has loaded one.
             RedisError: the broker does not answer.
         """
-        workers = await self.workers()
-        if not workers:
-            raise Unavailable("no-worker", "no worker has loaded its encoder yet")
-        return workers[-1].encoder
+        return (await self.workers())[-1].encoder
 
     async def constant_rows(self, fingerprint: str) -> ConstantRows:
         """Return the constant rows of the encoder `fingerprint`.

@@ -7,6 +7,7 @@ from enum import StrEnum
 import numpy as np
 import orjson
 
+from api.media_types import essence
 from api.predictor import Prediction
 from api.torchfile import save_tensor
 from jobs.tensors import save_tensors
@@ -38,7 +39,7 @@ def negotiate(asked: Format | None, accept: str | None) -> Format | None:
     """
     if asked is not None:
         return asked
-    accepted = [part.partition(";")[0].strip().lower() for part in (accept or "*/*").split(",")]
+    accepted = [essence(part) for part in (accept or "*/*").split(",")]
     by_media_type = {media_type: each for each, media_type in MEDIA_TYPES.items()}
     by_media_type |= {"*/*": Format.JSON, "application/*": Format.JSON}
     return next((by_media_type[media_type] for media_type in accepted if media_type in by_media_type), None)

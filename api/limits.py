@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.media_types import essence
 from api.problems import Problem, respond
 
 
@@ -42,7 +43,7 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
     def _limit(self, path: str, content_type: bytes) -> int:
-        is_json = content_type.partition(b";")[0].strip().lower() in {b"application/json", b""}
+        is_json = essence(content_type.decode("latin-1")) in {"application/json", ""}
         return self._json_max_bytes if is_json or path != "/jobs" else self._upload_max_bytes
 
 

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from api.media_types import essence
 from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
 
 logger = logging.getLogger(__name__)
@@ -123,8 +124,8 @@ async def _http_error(_request: Request, exc: Exception) -> Response:
 
 async def _validation_error(request: Request, exc: Exception) -> Response:
     media_type = request.headers.get("content-type", "")
-    essence = media_type.partition(";")[0].strip().lower()
-    is_json = essence.startswith("application/") and essence.endswith(("/json", "+json"))
+    kind = essence(media_type)
+    is_json = kind.startswith("application/") and kind.endswith(("/json", "+json"))
     if request.method == "POST" and not is_json:
         detail = f"Content-Type: this needs application/json; got {shorten(media_type)}"
         return respond(Problem(415, "unsupported-media-type", detail, field="Content-Type"))

@@ -7,10 +7,11 @@ from enum import StrEnum
 from pathlib import PurePath
 from typing import IO, Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from api.media_types import essence
 from api.problems import Problem, invalid, invalid_all
-from jobs.records import Prompt
+from jobs.records import Prompt, StrictRecord
 
 ID_MAX_CHARS = 512
 
@@ -24,10 +25,8 @@ class PromptFile(StrEnum):
     """Each line a JSON string or `{"id", "prompt"}`; blank lines are skipped."""
 
 
-class PromptEntry(BaseModel):
+class PromptEntry(StrictRecord):
     """A prompt, with the caller's id for it if there is one."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     id: str | None = None
     prompt: str
@@ -56,7 +55,7 @@ _BY_MEDIA_TYPE = {
 def recognise(filename: str | None, media_type: str | None) -> PromptFile | None:
     """Tell the kind of an upload by its name, or else by its media type; None if neither is known."""
     by_name = _BY_SUFFIX.get(PurePath(filename or "").suffix.lower())
-    return by_name or _BY_MEDIA_TYPE.get((media_type or "").partition(";")[0].strip().lower())
+    return by_name or _BY_MEDIA_TYPE.get(essence(media_type))
 
 
 def read_prompts(file: IO[bytes], kind: PromptFile, max_chars: int) -> Iterator[Prompt]:

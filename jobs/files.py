@@ -1,7 +1,8 @@
-"""Files that exist whole or not at all, whenever the machine stops."""
+"""Files that exist whole or not at all, whenever the machine stops, and their digests."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,12 @@ def written_whole(path: Path, *, keep_existing: bool = False) -> Iterator[IO[byt
         _sync_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_folder(folder: Path) -> None:

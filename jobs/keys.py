@@ -1,4 +1,4 @@
-"""Every key that we keep in Redis besides Celery's own. All of them expire: Redis holds nothing that a job needs."""
+"""Every key in Redis that we touch. None holds what a job needs: ours expire, but for the set of worker ids."""
 
 from __future__ import annotations
 

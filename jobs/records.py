@@ -22,6 +22,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class StrictRecord(Record):
+    """Base of what a client sends: no value is turned into another type."""
+
+    model_config = ConfigDict(strict=True)
+
+
 class View(BaseModel):
     """Base of what is shown: frozen, and a reader ignores fields that a later version adds."""
 
@@ -41,10 +47,8 @@ class JobStatus(StrEnum):
     """A chunk used up its attempts; the parts that are done stay readable."""
 
 
-class JobOptions(Record):
+class JobOptions(StrictRecord):
     """How a job's results are stored."""
-
-    model_config = ConfigDict(strict=True)
 
     dtype: DtypeName | None = Field(None, description="dtype of the stored rows; default the encoder's own")
     layout: Literal["own_rows", "dense"] = Field(

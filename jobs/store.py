@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from ulid import ULID
 
 from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
-from jobs.files import written_whole
+from jobs.files import sha256_of, written_whole
 from jobs.layout import JobFolder, is_job_id, job_folder, jobs_folder, part_index
 from jobs.parts import open_part, read_prompts, write_prompts
 from jobs.records import (
@@ -206,7 +205,8 @@ class JobStore:
         """
         folder, record = self._existing(job_id), self.load(job_id)
         done = sorted(n for path in _listed(folder.parts) if (n := part_index(path)) is not None)
-        started = {chunk: rows for chunk, rows in (progress or {}).items() if chunk not in set(done)}
+        finished = set(done)
+        started = {chunk: rows for chunk, rows in (progress or {}).items() if chunk not in finished}
         manifest = self.manifest(job_id) if folder.manifest.is_file() else None
         failure = None if manifest else _hopeless(folder)
         num_done = sum(_rows_in_chunk(record, chunk) for chunk in done) + sum(started.values())
@@ -280,8 +280,6 @@ def _hopeless(folder: JobFolder) -> ChunkFailure | None:
 
 def _summarise(path: Path, index: int, errors: list[RowError]) -> PartSummary:
     """Describe a finished part, and add its failed rows to `errors` while there is room."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with closing(open_part(path)) as part:
         table = part.read(columns=_MANIFEST_COLUMNS)
     bad = table.filter(pc.is_valid(table["error"]))
@@ -293,7 +291,7 @@ def _summarise(path: Path, index: int, errors: list[RowError]) -> PartSummary:
         index=index,
         rows=table.num_rows,
         bytes=path.stat().st_size,
-        sha256=sha256,
+        sha256=sha256_of(path),
         succeeded=table.num_rows - bad.num_rows,
         failed=bad.num_rows,
         truncated=_total(table["truncated"]),

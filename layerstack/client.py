@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import httpx
 
-from jobs.files import written_whole
+from jobs.files import sha256_of, written_whole
 from jobs.layout import JobFolder
 from jobs.records import EncoderInfo, JobView, Manifest, PartSummary
 from jobs.tensors import Array, load_tensors
@@ -127,7 +127,7 @@ class Client:
         return manifest
 
     def _fetch_part(self, job_id: str, part: PartSummary, path: Path) -> None:
-        if path.is_file() and _sha256(path) == part.sha256:
+        if path.is_file() and sha256_of(path) == part.sha256:
             return
         digest = hashlib.sha256()
         with written_whole(path) as file, self._stream(f"/jobs/{job_id}/parts/{part.index}") as response:
@@ -167,8 +167,3 @@ def _check(response: httpx.Response) -> None:
     if response.is_error:
         is_problem = response.headers.get("content-type", "").startswith("application/problem+json")
         raise ServerError(response.status_code, response.json() if is_problem else {}, response.text)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

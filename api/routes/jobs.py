@@ -10,11 +10,12 @@ from typing import IO, Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from kombu.exceptions import OperationalError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from api.media_types import essence
 from api.problems import Problem, invalid, invalid_all
 from api.services import Services, ServicesDep
 from api.uploads import Entry, PromptFile, as_prompt, read_prompts, recognise
@@ -22,7 +23,7 @@ from jobs import keys
 from jobs.errors import JobNotFoundError
 from jobs.messages import ChunkMessage
 from jobs.queue import publish_chunks
-from jobs.records import JobOptions, JobRecord, JobView, Manifest, Prompt
+from jobs.records import JobOptions, JobRecord, JobView, Manifest, Prompt, StrictRecord
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -31,10 +32,8 @@ _SPOOL_BYTES = 2**20
 _ShortText = Annotated[str, StringConstraints(max_length=512)]
 
 
-class JobRequest(BaseModel):
+class JobRequest(StrictRecord):
     """The JSON body of POST /jobs."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     prompts: list[Entry] = Field(examples=[["a fox in the snow", {"id": "7", "prompt": "a red barn"}]])
     options: JobOptions = JobOptions()
@@ -79,7 +78,7 @@ async def create(
 ) -> JobView:
     """Store a job and queue it. The prompts come as JSON, as a file in the body, or as a multipart upload."""
     encoder = await services.encoders.current()
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = essence(request.headers.get("content-type"))
     max_chars = services.settings.prompt_max_chars
 
     def store(prompts: Iterator[Prompt], chosen: JobOptions, metadata: dict[str, str]) -> JobRecord:

@@ -6,13 +6,14 @@ import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from starlette.concurrency import run_in_threadpool
 
 from api.formats import MEDIA_TYPES, Format, headers, negotiate, render
 from api.problems import Problem, invalid
 from api.services import ServicesDep
 from api.uploads import too_long
+from jobs.records import StrictRecord
 from jobs.settings import Settings
 
 router = APIRouter(tags=["predict"])
@@ -34,10 +35,8 @@ _Prompts = Annotated[
 ]
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(StrictRecord):
     """The body of POST /predict."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     prompt: _Prompts
 

@@ -63,7 +63,7 @@ async def ready(services: ServicesDep) -> dict[str, Any]:
 async def encoder(services: ServicesDep) -> EncoderView:
     """Describe the encoder: model, layers, shapes, fingerprint."""
     workers = await services.encoders.workers()
-    info = await services.encoders.current()
+    info = workers[-1].encoder
     return EncoderView(
         **info.model_dump(),
         num_workers=len(workers),

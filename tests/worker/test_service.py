@@ -20,6 +20,16 @@ def app(settings):
     celery.close()
 
 
+@pytest.fixture
+def publish(app):
+    """Queue every chunk of a job."""
+
+    def all_of(record):
+        publish_chunks(app, [ChunkMessage(job_id=record.id, chunk=chunk) for chunk in range(record.num_chunks)])
+
+    return all_of
+
+
 def start(spawn, broker, tiny, store_path, **variables):
     options = {"broker_url": broker.url, "storage": store_path, "model": tiny, "device": "cpu"} | variables
     return spawn("worker", **options)
@@ -45,11 +55,11 @@ def test_it_answers_and_announces_itself_and_signs_off_with_exit_code_0(spawn, b
 
 
 def test_sigterm_hands_chunks_back_and_the_next_worker_finishes_the_job(
-    spawn, broker, tiny, tmp_path, app, store, make_job
+    spawn, broker, tiny, tmp_path, publish, store, make_job
 ):
     record = make_job(count=96, chunk_rows=48)
     worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2)
-    publish_chunks(app, [ChunkMessage(job_id=record.id, chunk=chunk) for chunk in range(2)])
+    publish(record)
     with broker.client() as redis:
         wait_for(lambda: redis.hlen(keys.progress(record.id)) == 2, worker, worker.log)
         worker.send_signal(signal.SIGTERM)
@@ -61,11 +71,11 @@ def test_sigterm_hands_chunks_back_and_the_next_worker_finishes_the_job(
 
 
 def test_a_chunk_that_takes_longer_than_the_visibility_timeout_is_done_once(
-    spawn, broker, tiny, tmp_path, app, store, make_job
+    spawn, broker, tiny, tmp_path, publish, store, make_job
 ):
     record = make_job(count=160, chunk_rows=160)
     worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2, visibility_timeout_s=2)
-    publish_chunks(app, [ChunkMessage(job_id=record.id, chunk=0)])
+    publish(record)
     wait_for(lambda: store.view(record.id).status == JobStatus.SUCCEEDED, worker, worker.log)
     with broker.client() as redis:
         wait_for(lambda: not redis.exists("unacked", BULK), worker, worker.log)
@@ -73,11 +83,11 @@ def test_a_chunk_that_takes_longer_than_the_visibility_timeout_is_done_once(
 
 
 def test_interactive_requests_are_answered_while_long_chunks_fill_the_bulk_slots(
-    spawn, broker, tiny, tmp_path, app, store, make_job
+    spawn, broker, tiny, tmp_path, app, publish, store, make_job
 ):
     record = make_job(count=3000, chunk_rows=1000)
     worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2)
-    publish_chunks(app, [ChunkMessage(job_id=record.id, chunk=chunk) for chunk in range(3)])
+    publish(record)
     with broker.client() as redis:
         wait_for(lambda: redis.hlen(keys.progress(record.id)) == 2, worker, worker.log)
         for _ in range(5):
