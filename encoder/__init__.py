@@ -3,16 +3,32 @@
 from encoder.config import PRESETS, EncoderConfig
 from encoder.encoder import Encoder
 from encoder.encoding import Encoding
-from encoder.errors import CheckpointError, ConstantRowsError, EncoderConfigError, EncoderError, PromptError
+from encoder.engine import Engine, EngineStats, Priority
+from encoder.errors import (
+    CheckpointError,
+    DeadlineExceededError,
+    DeviceFailedError,
+    EncoderConfigError,
+    EncoderError,
+    EngineClosedError,
+    PromptError,
+    SelfCheckError,
+)
 
 __all__ = [
     "PRESETS",
     "CheckpointError",
-    "ConstantRowsError",
+    "DeadlineExceededError",
+    "DeviceFailedError",
     "Encoder",
     "EncoderConfig",
     "EncoderConfigError",
     "EncoderError",
     "Encoding",
+    "Engine",
+    "EngineClosedError",
+    "EngineStats",
+    "Priority",
     "PromptError",
+    "SelfCheckError",
 ]

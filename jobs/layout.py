@@ -65,9 +65,9 @@ def jobs_folder(storage: Path) -> Path:
     return storage / "jobs"
 
 
-def demo_folder(storage: Path) -> Path:
-    """The folder of the demo checkpoint."""
-    return storage / "demo-encoder"
+def demo_folder(storage: Path, family: str) -> Path:
+    """The folder of the demo checkpoint of a model family."""
+    return storage / f"demo-encoder-{family}"
 
 
 def job_folder(storage: Path, job_id: str) -> JobFolder:

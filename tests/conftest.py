@@ -36,6 +36,24 @@ def encoder(tiny):
 
 
 @pytest.fixture(scope="session")
+def engine(encoder):
+    from encoder import Engine
+
+    with Engine(encoder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory):
+    """A Qwen3 checkpoint with random weights, in the layout of FLUX.2-klein."""
+    from encoder import tiny
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3"
+    tiny.write(folder, hidden=32, family="qwen3")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def reference(tiny):
     """diffusers' own function on the same checkpoint: prompts -> [B, 512, D]."""
     import torch

@@ -4,8 +4,9 @@ import pytest
 
 EXPORTED = {
     "encoder": {
-        "PRESETS", "CheckpointError", "ConstantRowsError", "Encoder", "EncoderConfig", "EncoderConfigError",
-        "EncoderError", "Encoding", "PromptError",
+        "PRESETS", "CheckpointError", "DeadlineExceededError", "DeviceFailedError", "Encoder", "EncoderConfig",
+        "EncoderConfigError", "EncoderError", "Encoding", "Engine", "EngineClosedError", "EngineStats", "Priority",
+        "PromptError", "SelfCheckError",
     },
     "jobs": {"JobOptions", "JobRecord", "JobStatus", "JobView", "JobsError", "Manifest"},
     "layerstack": {"Client", "Embeddings", "LayerstackError", "PromptEmbeddings", "__version__", "read"},

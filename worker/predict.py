@@ -6,21 +6,28 @@ import time
 
 import numpy as np
 
-from encoder import Encoder, PromptError
+from encoder import Encoding, Engine, Priority, PromptError
 from jobs.messages import PredictFailure, PredictMessage, PredictReply
 from worker.rows import to_numpy
 
 
-def answer(encoder: Encoder, message: PredictMessage) -> PredictReply | PredictFailure:
-    """Encode the prompts of a request, or say which of them cannot be."""
+def answer(engine: Engine, message: PredictMessage) -> PredictReply | PredictFailure:
+    """Encode the prompts of a request, or say which of them cannot be.
+
+    Raises:
+        DeadlineExceededError: nobody waits for the answer any more.
+        EncoderError: the engine is closed, or the device has failed.
+    """
     started = time.perf_counter()
-    try:
-        encodings = encoder.encode(message.prompts)
-    except PromptError as exc:
-        return PredictFailure(position=exc.position, reason=exc.reason)
+    deadline = time.monotonic() + message.deadline - time.time()
+    results = engine.submit(message.prompts, Priority.INTERACTIVE, deadline).result()
+    for result in results:
+        if isinstance(result, PromptError):
+            return PredictFailure(position=result.position, reason=result.reason)
+    encodings = [result for result in results if isinstance(result, Encoding)]
     return PredictReply(
-        fingerprint=encoder.fingerprint,
-        max_length=encoder.config.max_length,
+        fingerprint=engine.encoder.fingerprint,
+        max_length=engine.encoder.config.max_length,
         own_rows=[to_numpy(encoding.own_rows) for encoding in encodings],
         encode_ms=(time.perf_counter() - started) * 1e3,
         num_tokens=np.array([encoding.num_tokens for encoding in encodings], dtype=np.int32),

@@ -1,28 +1,13 @@
-"""From the encoder's tensors to what the rooms share, with the fault of one prompt kept to itself."""
+"""From the encoder's tensors to what the rooms share."""
 
 from __future__ import annotations
 
 import ml_dtypes
 import torch
 
-from encoder import Encoder, Encoding, PromptError
+from encoder import Encoder
 from jobs.records import EncoderInfo
 from jobs.tensors import Array
-
-
-def encode_each(encoder: Encoder, prompts: list[str]) -> list[Encoding | PromptError]:
-    """Encode `prompts`; one that cannot be encoded gives its error, and does not touch the others."""
-    results: dict[int, Encoding | PromptError] = {}
-    waiting = list(range(len(prompts)))
-    while waiting:
-        try:
-            encodings = encoder.encode([prompts[position] for position in waiting])
-        except PromptError as exc:
-            results[waiting.pop(exc.position)] = exc
-        else:
-            results.update(zip(waiting, encodings, strict=True))
-            break
-    return [results[position] for position in range(len(prompts))]
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

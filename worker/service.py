@@ -20,7 +20,7 @@ from celery.worker import state as celery_state
 from kombu.asynchronous import set_event_loop
 from redis import Redis
 
-from encoder import Encoder, EncoderError
+from encoder import Encoder, EncoderConfig, EncoderError, Engine
 from jobs.layout import demo_folder
 from jobs.queue import BULK, INTERACTIVE, make_celery
 from jobs.settings import DEMO_MODEL, Settings
@@ -51,16 +51,16 @@ def run(settings: Settings) -> int:
         return 1
     stopping = threading.Event()
     redis = _connect(settings.broker_url.get_secret_value())
-    tasks = Tasks(
-        encoder=encoder,
-        store=store,
-        redis=redis,
-        reply_redis=_connect(settings.effective_reply_url),
-        chunk_attempts=settings.chunk_attempts,
-        stopping=stopping,
-    )
-    with Presence(redis, encoder):
-        return _consume(settings, tasks, stopping)
+    with Engine(encoder) as engine, Presence(redis, encoder):
+        tasks = Tasks(
+            engine=engine,
+            store=store,
+            redis=redis,
+            reply_redis=_connect(settings.effective_reply_url),
+            chunk_attempts=settings.chunk_attempts,
+            stopping=stopping,
+        )
+        return _consume(settings, tasks, engine, stopping)
 
 
 def _load(settings: Settings) -> Encoder | None:
@@ -72,15 +72,24 @@ def _load(settings: Settings) -> Encoder | None:
             _demo(settings) if settings.model == DEMO_MODEL else settings.model,
             settings.preset,
             revision=settings.model_revision,
+            subfolder=settings.model_subfolder,
             device=settings.device,
+            device_map=settings.device_map,
             dtype=settings.dtype,
             attention=settings.attention,
-            batch_size=settings.batch_size,
+            token_budget=settings.token_budget,
+            deterministic=settings.deterministic,
         )
     except EncoderError as exc:
         logger.error("the encoder cannot be loaded: %s", exc)  # noqa: TRY400 - the message says it all
         return None
-    logger.info("loaded %s on %s, fingerprint %s", encoder.model, encoder.device, encoder.fingerprint)
+    logger.info(
+        "loaded %s on %s, %s attention, fingerprint %s",
+        encoder.model,
+        encoder.device,
+        encoder.attention,
+        encoder.fingerprint,
+    )
     if encoder.random_weights:
         logger.warning("%s is the demo checkpoint: its weights are RANDOM", encoder.model)
     return encoder
@@ -90,19 +99,20 @@ def _demo(settings: Settings) -> Path:
     """Return the demo checkpoint's folder, with the checkpoint in it."""
     from encoder import tiny  # noqa: PLC0415 - needs the real vocabulary's package, which only the demo does
 
-    folder = demo_folder(Path(settings.storage).expanduser().resolve())
+    family: tiny.Family = "qwen3" if "qwen3" in EncoderConfig.preset(settings.preset).model_types else "mistral3"
+    folder = demo_folder(Path(settings.storage).expanduser().resolve(), family)
     if not folder.is_dir():
         logger.info("making the demo checkpoint in %s", folder)
         try:
-            tiny.write(folder)
+            tiny.write(folder, family=family)
         except OSError:
             if not folder.is_dir():  # else another worker was faster
                 raise
     return folder
 
 
-def _consume(settings: Settings, tasks: Tasks, stopping: threading.Event) -> int:
-    """Run both consumers until a signal, or until one of them ends by itself."""
+def _consume(settings: Settings, tasks: Tasks, engine: Engine, stopping: threading.Event) -> int:
+    """Run both consumers until a signal, or until one of them or the device ends by itself."""
     consumers = [
         _consumer(settings, tasks, INTERACTIVE, settings.interactive_threads),
         _consumer(settings, tasks, BULK, settings.bulk_threads),
@@ -112,7 +122,7 @@ def _consume(settings: Settings, tasks: Tasks, stopping: threading.Event) -> int
     for thread in threads:
         thread.start()
     logger.info("ready")
-    while _CELERY_STATE.should_stop is None and all(thread.is_alive() for thread in threads):
+    while _CELERY_STATE.should_stop is None and all(thread.is_alive() for thread in threads) and not engine.failed:
         time.sleep(_POLL_S)
     signalled = _CELERY_STATE.should_stop is not None
     stopping.set()

@@ -12,7 +12,7 @@ from celery.exceptions import Reject
 from pydantic import ValidationError
 from redis import Redis, RedisError
 
-from encoder import Encoder
+from encoder import DeadlineExceededError, Engine
 from jobs import keys
 from jobs.errors import JobNotFoundError
 from jobs.messages import ChunkMessage, PredictFailure, PredictMessage, pack_reply
@@ -35,14 +35,14 @@ class Tasks:
     def __init__(
         self,
         *,
-        encoder: Encoder,
+        engine: Engine,
         store: JobStore,
         redis: Redis,
         reply_redis: Redis,
         chunk_attempts: int,
         stopping: threading.Event,
     ) -> None:
-        self._encoder = encoder
+        self._engine = engine
         self._store = store
         self._redis = redis
         self._reply_redis = reply_redis
@@ -73,7 +73,10 @@ class Tasks:
             logger.info("request %s: its deadline has passed, dropped", request.request_id)
             return
         try:
-            reply = pack_reply(answer(self._encoder, request))
+            reply = pack_reply(answer(self._engine, request))
+        except DeadlineExceededError as exc:
+            logger.info("request %s: %s, dropped", request.request_id, exc)
+            return
         except Exception:  # whatever it is, the client is told rather than left waiting
             logger.exception("request %s failed", request.request_id)
             reply = pack_reply(PredictFailure(position=None, reason="the encoder failed; the worker's log says why"))
@@ -103,7 +106,7 @@ class Tasks:
         try:
             encode_chunk(
                 self._store,
-                self._encoder,
+                self._engine,
                 job_id,
                 chunk,
                 stopping=self._stopping.is_set,

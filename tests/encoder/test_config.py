@@ -35,7 +35,8 @@ def test_every_preset_is_listed_under_its_own_name():
         ("layers", (20, 10)),
         ("layers", (10, 10)),
         ("max_length", 0),
-        ("padding_side", "right"),
+        ("padding_side", "both"),
+        ("content", "image"),
     ],
 )
 def test_a_field_that_makes_no_sense_is_an_error_that_names_it(field, value):

@@ -38,5 +38,5 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
 
 
 def test_a_hidden_size_that_heads_cannot_share_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(ValueError, match="multiple of 8, not 30"):
+    with pytest.raises(ValueError, match="multiple of 16, not 30"):
         tiny_module.write(tmp_path / "x", hidden=30)

@@ -57,7 +57,7 @@ def test_it_answers_and_announces_itself_and_signs_off_with_exit_code_0(spawn, b
 def test_sigterm_hands_chunks_back_and_the_next_worker_finishes_the_job(
     spawn, broker, tiny, tmp_path, publish, store, make_job
 ):
-    record = make_job(count=96, chunk_rows=48)
+    record = make_job(count=8_000, chunk_rows=4_000)
     worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2)
     publish(record)
     with broker.client() as redis:
@@ -73,7 +73,7 @@ def test_sigterm_hands_chunks_back_and_the_next_worker_finishes_the_job(
 def test_a_chunk_that_takes_longer_than_the_visibility_timeout_is_done_once(
     spawn, broker, tiny, tmp_path, publish, store, make_job
 ):
-    record = make_job(count=160, chunk_rows=160)
+    record = make_job(count=4_000, chunk_rows=4_000)
     worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2, visibility_timeout_s=2)
     publish(record)
     wait_for(lambda: store.view(record.id).status == JobStatus.SUCCEEDED, worker, worker.log)
@@ -85,7 +85,7 @@ def test_a_chunk_that_takes_longer_than_the_visibility_timeout_is_done_once(
 def test_interactive_requests_are_answered_while_long_chunks_fill_the_bulk_slots(
     spawn, broker, tiny, tmp_path, app, publish, store, make_job
 ):
-    record = make_job(count=3000, chunk_rows=1000)
+    record = make_job(count=30_000, chunk_rows=10_000)
     worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2)
     publish(record)
     with broker.client() as redis:
@@ -101,10 +101,10 @@ def test_interactive_requests_are_answered_while_long_chunks_fill_the_bulk_slots
     [
         ({"model": "/nowhere"}, "/nowhere: no such folder"),
         ({"model": "demo", "storage": "/proc/nope"}, "LAYERSTACK_STORAGE='/proc/nope' cannot be used"),
-        ({"attention": "telepathy"}, "attention 'telepathy' cannot be used"),
+        ({"attention": "telepathy"}, "attention 'telepathy' is not one of auto, varlen, sdpa"),
         ({"model": ""}, "LAYERSTACK_MODEL is not set"),
         ({"preset": "flux9"}, "no preset 'flux9'"),
-        ({"batch_size": "many"}, "LAYERSTACK_BATCH_SIZE='many'"),
+        ({"token_budget": "many"}, "LAYERSTACK_TOKEN_BUDGET='many'"),
         ({"storage": "/dev/null/jobs"}, "LAYERSTACK_STORAGE='/dev/null/jobs' cannot be used"),
     ],
 )

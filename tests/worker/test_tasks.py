@@ -23,8 +23,8 @@ def stopping():
 
 
 @pytest.fixture
-def tasks(encoder, store, redis, stopping):
-    return Tasks(encoder=encoder, store=store, redis=redis, reply_redis=redis, chunk_attempts=2, stopping=stopping)
+def tasks(engine, store, redis, stopping):
+    return Tasks(engine=engine, store=store, redis=redis, reply_redis=redis, chunk_attempts=2, stopping=stopping)
 
 
 def predict(tasks, redis, prompts, deadline_in=60.0):

@@ -1,0 +1,422 @@
+"""Dynamic batching: whoever wants prompts encoded submits them, and one thread fills each forward from all that wait.
+
+    submit (any thread): tokenize -> wait
+    device thread:       choose the most urgent that fit -> forward -> start the copy to host memory
+    finishing thread:    await the copy -> cut it into prompts -> resolve futures
+
+Interactive prompts go first, older before younger. While the device runs a forward, the next submissions are tokenized
+and the last results are copied and cut.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Self
+
+import torch
+
+from encoder.batching import fill
+from encoder.encoder import Encoder
+from encoder.encoding import Encoding
+from encoder.errors import DeadlineExceededError, DeviceFailedError, EngineClosedError, PromptError
+from encoder.hostcopy import HostCopier, PendingCopy
+from encoder.packing import Packing
+from encoder.prompts import TokenizedPrompt
+
+logger = logging.getLogger(__name__)
+Results = list[Encoding | PromptError]
+# Prompts that do not fit into what is left of a forward, before the search for a smaller one ends.
+_PATIENCE = 64
+# Forwards whose results are still being copied and cut; more would only pile up memory.
+_UNFINISHED_BATCHES = 2
+
+
+class Priority(IntEnum):
+    """Who goes first."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start, and what waits now.
+
+    Attributes:
+        token_budget: rows of a forward; smaller after an out-of-memory error.
+        waiting_prompts: by priority, those that are not on the device yet.
+        waiting_rows: rows of all of them.
+        batches: forwards.
+        prompts: that went through a forward.
+        rows: that went through a forward.
+        fill: rows as a share of what the forwards had room for, 0 to 1.
+        tokenize_seconds: spent in submitting threads.
+        queue_seconds: sum over prompts, from submission to the start of their forward.
+        encode_seconds: sum over forwards.
+        batches_waited: by priority, the most forwards that started between a prompt's submission and its own forward.
+        out_of_memory: forwards that ran out of memory, were halved and tried again.
+        failed_prompts: that failed on their own.
+        dropped_prompts: cancelled, expired or handed back before they reached the device.
+    """
+
+    token_budget: int
+    waiting_prompts: dict[Priority, int]
+    waiting_rows: int
+    batches: int
+    prompts: int
+    rows: int
+    fill: float
+    tokenize_seconds: float
+    queue_seconds: float
+    encode_seconds: float
+    batches_waited: dict[Priority, int]
+    out_of_memory: int
+    failed_prompts: int
+    dropped_prompts: int
+
+
+@dataclass
+class _Counters:
+    """What `EngineStats` is made from; changed under the engine's lock."""
+
+    batches: int = 0
+    prompts: int = 0
+    rows: int = 0
+    capacity: int = 0
+    tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    out_of_memory: int = 0
+    failed_prompts: int = 0
+    dropped_prompts: int = 0
+    batches_waited: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))
+
+
+@dataclass(eq=False)
+class _Submission:
+    """One call of `submit`, and how far it is."""
+
+    priority: Priority
+    deadline: float | None
+    results: list[Encoding | PromptError | None]
+    missing: int
+    batches_before: int = 0
+    submitted_at: float = field(default_factory=time.monotonic)
+    future: Future[Results] = field(default_factory=Future)
+    settled: bool = False
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """One prompt that is not on the device yet."""
+
+    submission: _Submission
+    position: int
+    prompt: TokenizedPrompt
+    rows: int
+
+
+class Engine:
+    """Batches prompts of all threads for one `Encoder`, as a context manager or until `close`.
+
+    Thread-safe.
+
+    Attributes:
+        encoder: what it runs.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._token_budget = encoder.token_budget
+        self._changed = threading.Condition()  # guards all that follows
+        self._waiting: dict[Priority, deque[_Waiting]] = {priority: deque() for priority in Priority}
+        self._waiting_rows = 0
+        self._counters = _Counters()
+        self._closing = False
+        self._failure: Exception | None = None
+        self._copier = HostCopier(encoder.device)
+        self._unfinished = threading.BoundedSemaphore(_UNFINISHED_BATCHES)
+        self._finishing = ThreadPoolExecutor(1, thread_name_prefix="engine-finishing")
+        self._thread = threading.Thread(target=self._run, name="engine-device", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    @property
+    def token_budget(self) -> int:
+        """Rows of a forward; smaller than the encoder's after an out-of-memory error."""
+        return self._token_budget
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows of all prompts that are not on the device yet: who submits much should let this fall before the next."""
+        return self._waiting_rows
+
+    @property
+    def failed(self) -> bool:
+        """Whether the device failed, so that only a new process helps."""
+        return self._failure is not None
+
+    def submit(
+        self, prompts: Sequence[str], priority: Priority = Priority.BULK, deadline: float | None = None
+    ) -> Future[Results]:
+        """Have `prompts` encoded.
+
+        Args:
+            prompts: tokenized before this returns.
+            priority: interactive prompts go first.
+            deadline: by the clock of `time.monotonic`; what is not on the device by then is dropped.
+
+        Returns:
+            A future of one `Encoding` or `PromptError` a prompt, in order, with own rows in host memory. Cancelling
+            it drops what is not on the device yet. It fails with `DeadlineExceededError`, `EngineClosedError`, or the
+            error of a device that cannot hold even one prompt.
+
+        Raises:
+            TypeError: `prompts` is one string.
+            EngineClosedError: the engine is closed.
+            DeviceFailedError: the device has failed.
+        """
+        started = time.monotonic()
+        tokenized = self.encoder.tokenizer.each(prompts)
+        sound = {n: prompt for n, prompt in enumerate(tokenized) if isinstance(prompt, TokenizedPrompt)}
+        faults = [None if isinstance(prompt, TokenizedPrompt) else prompt for prompt in tokenized]
+        submission = _Submission(priority, deadline, list(faults), len(sound), submitted_at=started)
+        items = [_Waiting(submission, n, prompt, self.encoder.num_rows(prompt)) for n, prompt in sound.items()]
+        with self._changed:
+            if self._failure is not None:
+                raise DeviceFailedError(f"the device has failed: {self._failure}") from self._failure
+            if self._closing:
+                raise EngineClosedError("the engine is closed")
+            submission.batches_before = self._counters.batches
+            self._counters.tokenize_seconds += time.monotonic() - started
+            self._counters.failed_prompts += len(prompts) - len(sound)
+            self._waiting[priority].extend(items)
+            self._waiting_rows += sum(item.rows for item in items)
+            self._changed.notify()
+        if not items:
+            self._settle(submission)
+        return submission.future
+
+    def stats(self) -> EngineStats:
+        """Return the counters."""
+        with self._changed:
+            counters = self._counters
+            return EngineStats(
+                token_budget=self._token_budget,
+                waiting_prompts={priority: len(waiting) for priority, waiting in self._waiting.items()},
+                waiting_rows=self._waiting_rows,
+                batches=counters.batches,
+                prompts=counters.prompts,
+                rows=counters.rows,
+                fill=counters.rows / counters.capacity if counters.capacity else 0.0,
+                tokenize_seconds=counters.tokenize_seconds,
+                queue_seconds=counters.queue_seconds,
+                encode_seconds=counters.encode_seconds,
+                batches_waited=dict(counters.batches_waited),
+                out_of_memory=counters.out_of_memory,
+                failed_prompts=counters.failed_prompts,
+                dropped_prompts=counters.dropped_prompts,
+            )
+
+    def close(self, *, finish: bool = True) -> None:
+        """Stop; may be called twice.
+
+        Args:
+            finish: encode what waits; else its futures fail with `EngineClosedError`, and only the forward that is
+                running is finished.
+        """
+        with self._changed:
+            self._closing = True
+            if not finish:
+                self._drop_all(EngineClosedError("the engine was closed before it came to this submission"))
+            self._changed.notify_all()
+        self._thread.join()
+        self._finishing.shutdown()
+
+    # The device thread.
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._encode(batch)
+        except Exception as exc:
+            logger.exception("the device has failed")
+            with self._changed:
+                self._failure = exc
+                self._closing = True
+                failure = DeviceFailedError(f"the device has failed: {exc}")
+                failure.__cause__ = exc
+                self._drop_all(failure)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Wait for work -> the prompts of the next forward; empty when the engine is closed and nothing waits."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._closing or any(self._waiting.values()))
+                if batch := self._take():
+                    return batch
+                if self._closing and not any(self._waiting.values()):
+                    return []
+
+    def _take(self) -> list[_Waiting]:
+        """Take the most urgent prompts that fit into a forward; what is cancelled or too late is dropped on the way."""
+        seen: list[_Waiting] = []
+
+        def lengths() -> Iterator[int]:
+            for waiting in self._waiting.values():
+                while waiting:
+                    item = waiting.popleft()
+                    self._waiting_rows -= item.rows
+                    if self._is_wanted(item):
+                        seen.append(item)
+                        yield item.rows
+
+        chosen = set(fill(lengths(), self._token_budget, _PATIENCE))
+        self._put_back([item for position, item in enumerate(seen) if position not in chosen])
+        batch = [seen[position] for position in sorted(chosen)]
+        if batch:
+            self._count(batch)
+        return batch
+
+    def _is_wanted(self, item: _Waiting) -> bool:
+        submission = item.submission
+        late = 0.0 if submission.deadline is None else time.monotonic() - submission.deadline
+        if late > 0:
+            self._settle(submission, DeadlineExceededError(f"the deadline passed {late:.3f} s before its turn"))
+        wanted = not submission.settled and not submission.future.cancelled()
+        self._counters.dropped_prompts += not wanted
+        return wanted
+
+    def _put_back(self, items: Sequence[_Waiting]) -> None:
+        for item in reversed(items):
+            self._waiting[item.submission.priority].appendleft(item)
+            self._waiting_rows += item.rows
+
+    def _count(self, batch: Sequence[_Waiting]) -> None:
+        counters, now = self._counters, time.monotonic()
+        for item in batch:
+            submission = item.submission
+            waited = counters.batches - submission.batches_before
+            counters.batches_waited[submission.priority] = max(counters.batches_waited[submission.priority], waited)
+            counters.queue_seconds += now - submission.submitted_at
+        rows = sum(item.rows for item in batch)
+        counters.batches += 1
+        counters.prompts += len(batch)
+        counters.rows += rows
+        counters.capacity += max(rows, self._token_budget)
+
+    def _encode(self, batch: Sequence[_Waiting]) -> None:
+        """Run a forward over `batch`; a fault that one prompt has is narrowed down to it by halves.
+
+        Raises:
+            torch.AcceleratorError: the device is in a state that only a new process gets it out of.
+        """
+        started = time.monotonic()
+        prompts = [item.prompt for item in batch]
+        self._unfinished.acquire()
+        try:
+            packing, rows = self.encoder.forward(prompts)
+            copy = self._copier.start(rows)
+        except Exception as exc:
+            self._unfinished.release()
+            if isinstance(exc, torch.AcceleratorError):
+                self._fail_all(batch, exc)
+                raise
+            fault = exc.with_traceback(None)  # whose frames would keep the forward's tensors alive
+        else:
+            self._finishing.submit(self._finish, batch, packing, copy)
+            with self._changed:
+                self._counters.encode_seconds += time.monotonic() - started
+            return
+        if _is_out_of_memory(fault):
+            self._shrink(batch, fault)
+        elif len(batch) == 1:
+            self._fail_prompt(batch[0], fault)
+        else:
+            for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                self._encode(half)
+
+    def _shrink(self, batch: Sequence[_Waiting], fault: Exception) -> None:
+        """Halve the budget after running out of memory, and put `batch` back in front."""
+        if self.encoder.device.type == "cuda":
+            torch.cuda.empty_cache()
+        rows = sum(item.rows for item in batch)
+        with self._changed:
+            self._counters.out_of_memory += 1
+            if len(batch) == 1:
+                self._fail_all(batch, fault)
+                return
+            self._token_budget = max(1, min(self._token_budget, rows) // 2)
+            self._put_back(batch)
+        logger.warning("out of memory in a forward of %d rows; the token budget is now %d", rows, self._token_budget)
+
+    def _fail_prompt(self, item: _Waiting, fault: Exception) -> None:
+        logger.error("a prompt of %d rows cannot be encoded", item.rows, exc_info=fault)
+        with self._changed:
+            self._counters.failed_prompts += 1
+        self._deliver(item, PromptError(item.position, f"{type(fault).__name__}: {fault}"))
+
+    # The finishing thread, and the delivery that both threads do.
+
+    def _finish(self, batch: Sequence[_Waiting], packing: Packing, copy: PendingCopy) -> None:
+        try:
+            own_rows = packing.split(copy.wait())
+            encodings = self.encoder.encodings([item.prompt for item in batch], own_rows)
+            for item, encoding in zip(batch, encodings, strict=True):
+                self._deliver(item, encoding)
+        except Exception as exc:
+            logger.exception("the results of a forward are lost")
+            self._fail_all(batch, exc)
+        finally:
+            self._unfinished.release()
+
+    def _deliver(self, item: _Waiting, result: Encoding | PromptError) -> None:
+        submission = item.submission
+        with self._changed:
+            submission.results[item.position] = result
+            submission.missing -= 1
+            complete = submission.missing == 0
+        if complete:
+            self._settle(submission)
+
+    def _drop_all(self, error: Exception) -> None:
+        """Fail all that waits; the caller holds the lock."""
+        for waiting in self._waiting.values():
+            self._counters.dropped_prompts += len(waiting)
+            self._fail_all(waiting, error)
+            waiting.clear()
+        self._waiting_rows = 0
+
+    def _fail_all(self, items: Iterable[_Waiting], error: Exception) -> None:
+        for item in items:
+            self._settle(item.submission, error)
+
+    def _settle(self, submission: _Submission, error: Exception | None = None) -> None:
+        """Resolve a future once, with its results or with `error`, unless it is cancelled."""
+        with self._changed:
+            if submission.settled:
+                return
+            submission.settled = True
+        if not submission.future.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            submission.future.set_exception(error)
+        else:
+            submission.future.set_result([result for result in submission.results if result is not None])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no error class of its own.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
