@@ -1,8 +1,12 @@
-"""The encoder against diffusers' own function, on the same small checkpoint, in one process and in turn.
+"""The encoder against diffusers' own function, on the same random weights, in one process and in turn.
 
-    python -m benchmarks.encoder --prompts FILE [--limit 32] [--hidden 64] [--json]
+    python -m benchmarks.encoder --prompts FILE [--limit 64] [--hidden 768] [--fill] [--deterministic] [--json]
+    python -m benchmarks.encoder --prompts FILE --device cuda --shape mistral-small-3.2 [--json]
 
-Prints prompts per second of both and their ratio, the median of several rounds with the lowest and the highest.
+Every round times the reference, ours and the matrix products that ours cannot do without, one after the other, so that
+a slow moment of the machine meets all three. The reference does the same work for every prompt, 512 rows, so some of
+the prompts do for it; of batch sizes 1, 4 and 8 the fastest counts. Figures are medians over the rounds, in brackets
+the lowest and the highest.
 """
 
 from __future__ import annotations
@@ -12,19 +16,34 @@ import json
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import Flux2Pipeline
-from transformers import AutoTokenizer, Mistral3ForConditionalGeneration
+from torch.nn.functional import linear
 from transformers.utils.logging import disable_progress_bar
 
-from encoder import Encoder, tiny
+from benchmarks.contestants import Contestants, load_shape, load_tiny
+from benchmarks.measure import PeakMemory, seconds, spread
+from encoder import Engine
+from encoder.batching import plan
 
-ROUNDS = 3
-REFERENCE_BATCH = 4
+REFERENCE_BATCHES = (1, 4, 8)
+SUBMISSION = 64
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds of one round; of the reference, for one prompt."""
+
+    reference: float
+    ours: float
+    products: float
+    tokenizing: float
+    deterministic: float | None
 
 
 def main() -> None:
@@ -33,56 +52,151 @@ def main() -> None:
         prog="python -m benchmarks.encoder", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--prompts", type=Path, required=True, help="one prompt a line")
-    parser.add_argument("--limit", type=int, default=32, help="prompts in a round, a random sample (default 32)")
-    parser.add_argument("--hidden", type=int, default=64, help="hidden size of the checkpoint (default 64)")
+    parser.add_argument("--limit", type=int, default=64, help="prompts in a round, a random sample (default 64)")
+    parser.add_argument("--fill", action="store_true", help="join prompts until each fills all 512 tokens")
+    parser.add_argument("--hidden", type=int, default=768, help="hidden size of the small checkpoint (default 768)")
+    parser.add_argument("--shape", choices=["mistral-small-3.2"], help="the real shape instead, for a GPU of 80 GB")
+    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--dtype", help="default bfloat16 on CUDA, float32 elsewhere")
+    parser.add_argument("--token-budget", type=int, help="rows of a forward; default the encoder's")
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--deterministic", action="store_true", help="also time the deterministic option")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    prompts = args.prompts.read_text(encoding="utf-8").splitlines()
-    prompts = random.Random(0).sample(prompts, min(args.limit, len(prompts)))
+    disable_progress_bar()
+    prompts = sample(args.prompts, args.limit, fill=args.fill)
+    options = {"device": args.device, "dtype": args.dtype, "token_budget": args.token_budget}
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(Path(folder) / "checkpoint", prompts, args.hidden)
+        load = load_shape if args.shape else load_tiny
+        contestants = load(Path(folder) / "checkpoint", args.hidden, deterministic=args.deterministic, **options)
+        report = {"prompts_file": args.prompts.name, "fill": args.fill} | measure(contestants, prompts, args.rounds)
     if args.json:
         print(json.dumps(report, indent=2))
     else:
         for name, value in report.items():
-            print(f"{name:22} {value}")
+            print(f"{name:32} {value}")
+
+
+def sample(path: Path, limit: int, *, fill: bool) -> list[str]:
+    """Draw prompts with a fixed seed; with `fill` each is made of so many that it has more than 512 tokens."""
+    generator = random.Random(0)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if fill:
+        return [" ".join(generator.choices(lines, k=max(1, 8000 // max(1, len(lines[0]))))) for _ in range(limit)]
+    return generator.sample(lines, min(limit, len(lines)))
 
 
 @torch.no_grad()
-def measure(folder: Path, prompts: list[str], hidden: int) -> dict[str, object]:
-    """Time both on `prompts`, in turn, so that a slow moment of the machine meets both."""
-    disable_progress_bar()
-    tiny.write(folder, hidden=hidden)
-    encoder = Encoder.load(folder, device="cpu", dtype="float32")
-    model = Mistral3ForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-
-    def reference() -> None:
-        for start in range(0, len(prompts), REFERENCE_BATCH):
-            batch = prompts[start : start + REFERENCE_BATCH]
-            Flux2Pipeline._get_mistral_3_small_prompt_embeds(model, tokenizer, batch)
-
-    def ours() -> None:
-        encoder.encode(prompts)
-
-    rounds = [(seconds(reference), seconds(ours)) for _ in range(ROUNDS)]
-    ratios = [slow / fast for slow, fast in rounds]
-    return {
-        "prompts": len(prompts),
-        "hidden": hidden,
-        "reference_prompts_per_s": round(len(prompts) / statistics.median(slow for slow, _ in rounds), 2),
-        "ours_prompts_per_s": round(len(prompts) / statistics.median(fast for _, fast in rounds), 2),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_lowest": round(min(ratios), 2),
-        "ratio_highest": round(max(ratios), 2),
+def measure(contestants: Contestants, prompts: list[str], num_rounds: int) -> dict[str, Any]:
+    """Time everybody on `prompts`, in turn."""
+    encoder, deterministic = contestants.encoder, contestants.deterministic
+    tokenized = encoder.tokenizer(prompts)
+    rows = [encoder.num_rows(prompt) for prompt in tokenized]
+    forwards = [sum(rows[position] for position in batch) for batch in plan(rows, encoder.token_budget)]
+    batch, by_batch, reference_peak = _best_batch(contestants, prompts)
+    with Engine(encoder) as engine:
+        _encode(engine, prompts[:SUBMISSION])  # warms up
+        rounds = [
+            Round(
+                reference=seconds(lambda: contestants.reference(_cycle(prompts, batch)), encoder.device) / batch,
+                ours=seconds(lambda: _encode(engine, prompts), encoder.device),
+                products=seconds(_products(contestants, forwards), encoder.device),
+                tokenizing=seconds(lambda: encoder.tokenizer(prompts), encoder.device),
+                deterministic=seconds(lambda: deterministic.encode(prompts), encoder.device) if deterministic else None,
+            )
+            for _ in range(num_rounds)
+        ]
+        with PeakMemory(encoder.device) as ours_memory:
+            _encode(engine, prompts)
+        fill = engine.stats().fill
+    count = len(prompts)
+    report: dict[str, Any] = {
+        "model": contestants.description,
+        "device": _device_name(encoder.device),
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "attention": encoder.attention,
+        "token_budget": encoder.token_budget,
+        "prompts": count,
+        "own_rows_per_prompt": round(sum(rows) / count, 1),
+        "rounds": num_rounds,
+        "reference_prompts_per_s_by_batch": by_batch,
+        "reference_prompts_per_s": spread([1 / each.reference for each in rounds]),
+        "ours_prompts_per_s": spread([count / each.ours for each in rounds]),
+        "ratio": spread([each.reference * count / each.ours for each in rounds]),
+        "own_tokens_per_s": spread([sum(rows) / each.ours for each in rounds]),
+        "forward_fill": round(fill, 3),
+        "matmul_efficiency": spread([each.products / each.ours for each in rounds]),
+        "tokenizing_share": spread([each.tokenizing / each.ours for each in rounds]),
+        "reference_head_share_of_flops": round(contestants.head_share, 3),
+        "reference_weights_gb": round(contestants.reference_bytes / 1e9, 3),
+        "ours_weights_gb": round(contestants.encoder_bytes / 1e9, 3),
+        "reference_peak_gb_over_weights": round(reference_peak / 1e9, 3),
+        "ours_peak_gb_over_weights": round(ours_memory.peak_bytes / 1e9, 3),
+        "reference_single_prompt_ms": round(1e3 / by_batch[1], 1),
+        "ours_single_prompt_ms": _latency(lambda: encoder.encode(prompts[:1]), encoder.device),
+        "matmul_ceiling_tflops": round(_ceiling(encoder.device, encoder.dtype), 2),
+        "matmul_tflops": spread([sum(rows) * contestants.flops_per_row / each.ours / 1e12 for each in rounds]),
     }
+    if deterministic:
+        slowdowns = [each.deterministic / each.ours for each in rounds if each.deterministic is not None]
+        report["deterministic_time_over_ours"] = spread(slowdowns)
+    return report
 
 
-def seconds(work: Callable[[], None]) -> float:
-    """Return how long `work` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def _encode(engine: Engine, prompts: list[str]) -> None:
+    futures = [engine.submit(prompts[start : start + SUBMISSION]) for start in range(0, len(prompts), SUBMISSION)]
+    for future in futures:
+        future.result()
+
+
+def _best_batch(contestants: Contestants, prompts: list[str]) -> tuple[int, dict[int, float], int]:
+    """Time each of the reference's batch sizes once -> the fastest, the prompts/s of all, the fastest's peak memory."""
+    device = contestants.encoder.device
+    contestants.reference(prompts[:1])  # warms up
+    rates, peaks = {}, {}
+    for batch in REFERENCE_BATCHES:
+        members = _cycle(prompts, batch)
+        with PeakMemory(device) as memory:
+            rates[batch] = batch / seconds(partial(contestants.reference, members), device)
+        peaks[batch] = memory.peak_bytes
+    best = max(rates, key=lambda batch: rates[batch])
+    return best, {batch: round(rate, 3) for batch, rate in rates.items()}, peaks[best]
+
+
+def _cycle(prompts: list[str], count: int) -> list[str]:
+    return [prompts[position % len(prompts)] for position in range(count)]
+
+
+def _products(contestants: Contestants, forwards: list[int]) -> Callable[[], None]:
+    """Return what does the matrix products of these forwards, and nothing else."""
+    layers = contestants.linears
+    dtype, device = contestants.encoder.dtype, contestants.encoder.device
+    widths = {weight.shape[1] for layer in layers for weight in layer}
+    inputs = {width: torch.randn(max(forwards), width, dtype=dtype, device=device) for width in widths}
+
+    def run() -> None:
+        for rows in forwards:
+            for layer in layers:
+                for weight in layer:
+                    linear(inputs[weight.shape[1]][:rows], weight)
+
+    return run
+
+
+def _latency(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    return round(statistics.median(seconds(work, device) for _ in range(repeats)) * 1e3, 1)
+
+
+def _ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the TFLOP/s of a plain square matrix product, the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    linear(left, right)
+    return 2 * size**3 / min(seconds(lambda: linear(left, right), device) for _ in range(5)) / 1e12
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

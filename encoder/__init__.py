@@ -3,7 +3,7 @@
 from encoder.config import PRESETS, EncoderConfig
 from encoder.encoder import Encoder
 from encoder.encoding import Encoding
-from encoder.engine import Engine, EngineStats, Priority
+from encoder.engine import Engine
 from encoder.errors import (
     CheckpointError,
     DeadlineExceededError,
@@ -14,6 +14,7 @@ from encoder.errors import (
     PromptError,
     SelfCheckError,
 )
+from encoder.stats import EngineStats, Priority
 
 __all__ = [
     "PRESETS",

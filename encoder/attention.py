@@ -57,16 +57,21 @@ def packed_attention(packing: Packing, cache: Cache, kernel: Kernel, *, exact: b
 
 
 class RecordingAttention:
-    """Plain causal attention of one sequence that keeps keys and values: this is how the prefix gets into a cache."""
+    """Plain causal attention of one sequence that keeps keys and values: this is how the prefix gets into a cache.
 
-    def __init__(self) -> None:
+    Attributes:
+        cache: what has been kept so far, in the dtype that was asked for.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self.cache: Cache = {}
 
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """Attend: `query [M, h, d]`, `key` and `value [M, g, d]` -> `[M, h, d]`."""
-        self.cache[layer] = key.clone(), value.clone()
+        self.cache[layer] = key.to(self._dtype, copy=True), value.to(self._dtype, copy=True)
         mask = torch.ones(len(query), len(key), dtype=torch.bool, device=query.device).tril()
         return _sdpa(query[None], key[None], value[None], mask, scale)[0]
 

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Self
 
 import torch
@@ -29,6 +28,7 @@ from encoder.errors import DeadlineExceededError, DeviceFailedError, EngineClose
 from encoder.hostcopy import HostCopier, PendingCopy
 from encoder.packing import Packing
 from encoder.prompts import TokenizedPrompt
+from encoder.stats import Counters, EngineStats, Priority
 
 logger = logging.getLogger(__name__)
 Results = list[Encoding | PromptError]
@@ -36,67 +36,6 @@ Results = list[Encoding | PromptError]
 _PATIENCE = 64
 # Forwards whose results are still being copied and cut; more would only pile up memory.
 _UNFINISHED_BATCHES = 2
-
-
-class Priority(IntEnum):
-    """Who goes first."""
-
-    INTERACTIVE = 0
-    BULK = 1
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counters since the start, and what waits now.
-
-    Attributes:
-        token_budget: rows of a forward; smaller after an out-of-memory error.
-        waiting_prompts: by priority, those that are not on the device yet.
-        waiting_rows: rows of all of them.
-        batches: forwards.
-        prompts: that went through a forward.
-        rows: that went through a forward.
-        fill: rows as a share of what the forwards had room for, 0 to 1.
-        tokenize_seconds: spent in submitting threads.
-        queue_seconds: sum over prompts, from submission to the start of their forward.
-        encode_seconds: sum over forwards.
-        batches_waited: by priority, the most forwards that started between a prompt's submission and its own forward.
-        out_of_memory: forwards that ran out of memory, were halved and tried again.
-        failed_prompts: that failed on their own.
-        dropped_prompts: cancelled, expired or handed back before they reached the device.
-    """
-
-    token_budget: int
-    waiting_prompts: dict[Priority, int]
-    waiting_rows: int
-    batches: int
-    prompts: int
-    rows: int
-    fill: float
-    tokenize_seconds: float
-    queue_seconds: float
-    encode_seconds: float
-    batches_waited: dict[Priority, int]
-    out_of_memory: int
-    failed_prompts: int
-    dropped_prompts: int
-
-
-@dataclass
-class _Counters:
-    """What `EngineStats` is made from; changed under the engine's lock."""
-
-    batches: int = 0
-    prompts: int = 0
-    rows: int = 0
-    capacity: int = 0
-    tokenize_seconds: float = 0.0
-    queue_seconds: float = 0.0
-    encode_seconds: float = 0.0
-    out_of_memory: int = 0
-    failed_prompts: int = 0
-    dropped_prompts: int = 0
-    batches_waited: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))
 
 
 @dataclass(eq=False)
@@ -121,6 +60,7 @@ class _Waiting:
     position: int
     prompt: TokenizedPrompt
     rows: int
+    taken: bool = False
 
 
 class Engine:
@@ -138,7 +78,7 @@ class Engine:
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: dict[Priority, deque[_Waiting]] = {priority: deque() for priority in Priority}
         self._waiting_rows = 0
-        self._counters = _Counters()
+        self._counters = Counters()
         self._closing = False
         self._failure: Exception | None = None
         self._copier = HostCopier(encoder.device)
@@ -199,7 +139,7 @@ class Engine:
                 raise DeviceFailedError(f"the device has failed: {self._failure}") from self._failure
             if self._closing:
                 raise EngineClosedError("the engine is closed")
-            submission.batches_before = self._counters.batches
+            submission.batches_before = self._counters.started
             self._counters.tokenize_seconds += time.monotonic() - started
             self._counters.failed_prompts += len(prompts) - len(sound)
             self._waiting[priority].extend(items)
@@ -212,22 +152,10 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return the counters."""
         with self._changed:
-            counters = self._counters
-            return EngineStats(
+            return self._counters.stats(
                 token_budget=self._token_budget,
                 waiting_prompts={priority: len(waiting) for priority, waiting in self._waiting.items()},
                 waiting_rows=self._waiting_rows,
-                batches=counters.batches,
-                prompts=counters.prompts,
-                rows=counters.rows,
-                fill=counters.rows / counters.capacity if counters.capacity else 0.0,
-                tokenize_seconds=counters.tokenize_seconds,
-                queue_seconds=counters.queue_seconds,
-                encode_seconds=counters.encode_seconds,
-                batches_waited=dict(counters.batches_waited),
-                out_of_memory=counters.out_of_memory,
-                failed_prompts=counters.failed_prompts,
-                dropped_prompts=counters.dropped_prompts,
             )
 
     def close(self, *, finish: bool = True) -> None:
@@ -239,83 +167,81 @@ class Engine:
         """
         with self._changed:
             self._closing = True
-            if not finish:
-                self._drop_all(EngineClosedError("the engine was closed before it came to this submission"))
+            dropped = [] if finish else self._clear()
             self._changed.notify_all()
+        self._fail_all(dropped, EngineClosedError("the engine was closed before it came to this submission"))
         self._thread.join()
         self._finishing.shutdown()
 
     # The device thread.
 
     def _run(self) -> None:
+        batch: list[_Waiting] = []
         try:
             while batch := self._next_batch():
                 self._encode(batch)
+                del batch  # or its results would stay alive while nothing else comes
         except Exception as exc:
             logger.exception("the device has failed")
+            failure = DeviceFailedError(f"the device has failed: {exc}")
+            failure.__cause__ = exc
             with self._changed:
                 self._failure = exc
                 self._closing = True
-                failure = DeviceFailedError(f"the device has failed: {exc}")
-                failure.__cause__ = exc
-                self._drop_all(failure)
+                dropped = self._clear()
+            self._fail_all([*batch, *dropped], failure)
 
     def _next_batch(self) -> list[_Waiting]:
         """Wait for work -> the prompts of the next forward; empty when the engine is closed and nothing waits."""
-        with self._changed:
-            while True:
+        while True:
+            with self._changed:
                 self._changed.wait_for(lambda: self._closing or any(self._waiting.values()))
-                if batch := self._take():
-                    return batch
-                if self._closing and not any(self._waiting.values()):
-                    return []
+                batch, dropped = self._take()
+                finished = self._closing and not any(self._waiting.values())
+            # Outside the lock: whoever waits for a future may call the engine from there.
+            self._fail_all(dropped, DeadlineExceededError("the deadline passed before its turn"))
+            if batch or finished:
+                return batch
 
-    def _take(self) -> list[_Waiting]:
-        """Take the most urgent prompts that fit into a forward; what is cancelled or too late is dropped on the way."""
+    def _take(self) -> tuple[list[_Waiting], list[_Waiting]]:
+        """Take the most urgent prompts that fit into a forward, and what is cancelled or too late on the way."""
         seen: list[_Waiting] = []
+        dropped: list[_Waiting] = []
 
         def lengths() -> Iterator[int]:
             for waiting in self._waiting.values():
                 while waiting:
                     item = waiting.popleft()
                     self._waiting_rows -= item.rows
-                    if self._is_wanted(item):
+                    if _is_wanted(item.submission):
                         seen.append(item)
                         yield item.rows
+                    else:
+                        dropped.append(item)
 
         chosen = set(fill(lengths(), self._token_budget, _PATIENCE))
         self._put_back([item for position, item in enumerate(seen) if position not in chosen])
+        self._counters.dropped_prompts += len(dropped)
         batch = [seen[position] for position in sorted(chosen)]
         if batch:
-            self._count(batch)
-        return batch
-
-    def _is_wanted(self, item: _Waiting) -> bool:
-        submission = item.submission
-        late = 0.0 if submission.deadline is None else time.monotonic() - submission.deadline
-        if late > 0:
-            self._settle(submission, DeadlineExceededError(f"the deadline passed {late:.3f} s before its turn"))
-        wanted = not submission.settled and not submission.future.cancelled()
-        self._counters.dropped_prompts += not wanted
-        return wanted
+            self._note_waits(batch)
+        return batch, dropped
 
     def _put_back(self, items: Sequence[_Waiting]) -> None:
         for item in reversed(items):
             self._waiting[item.submission.priority].appendleft(item)
             self._waiting_rows += item.rows
 
-    def _count(self, batch: Sequence[_Waiting]) -> None:
+    def _note_waits(self, batch: Sequence[_Waiting]) -> None:
         counters, now = self._counters, time.monotonic()
         for item in batch:
-            submission = item.submission
-            waited = counters.batches - submission.batches_before
-            counters.batches_waited[submission.priority] = max(counters.batches_waited[submission.priority], waited)
-            counters.queue_seconds += now - submission.submitted_at
-        rows = sum(item.rows for item in batch)
-        counters.batches += 1
-        counters.prompts += len(batch)
-        counters.rows += rows
-        counters.capacity += max(rows, self._token_budget)
+            submission, waited = item.submission, counters.batches_waited
+            if not item.taken:  # else it is tried again
+                item.taken = True
+                forwards = counters.started - submission.batches_before
+                waited[submission.priority] = max(waited[submission.priority], forwards)
+                counters.queue_seconds += now - submission.submitted_at
+        counters.started += 1
 
     def _encode(self, batch: Sequence[_Waiting]) -> None:
         """Run a forward over `batch`; a fault that one prompt has is narrowed down to it by halves.
@@ -332,13 +258,11 @@ class Engine:
         except Exception as exc:
             self._unfinished.release()
             if isinstance(exc, torch.AcceleratorError):
-                self._fail_all(batch, exc)
                 raise
             fault = exc.with_traceback(None)  # whose frames would keep the forward's tensors alive
         else:
             self._finishing.submit(self._finish, batch, packing, copy)
-            with self._changed:
-                self._counters.encode_seconds += time.monotonic() - started
+            self._count(batch, time.monotonic() - started)
             return
         if _is_out_of_memory(fault):
             self._shrink(batch, fault)
@@ -348,6 +272,16 @@ class Engine:
             for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                 self._encode(half)
 
+    def _count(self, batch: Sequence[_Waiting], encode_seconds: float) -> None:
+        rows = sum(item.rows for item in batch)
+        with self._changed:
+            counters = self._counters
+            counters.batches += 1
+            counters.prompts += len(batch)
+            counters.rows += rows
+            counters.capacity += self._token_budget
+            counters.encode_seconds += encode_seconds
+
     def _shrink(self, batch: Sequence[_Waiting], fault: Exception) -> None:
         """Halve the budget after running out of memory, and put `batch` back in front."""
         if self.encoder.device.type == "cuda":
@@ -355,11 +289,13 @@ class Engine:
         rows = sum(item.rows for item in batch)
         with self._changed:
             self._counters.out_of_memory += 1
-            if len(batch) == 1:
-                self._fail_all(batch, fault)
-                return
-            self._token_budget = max(1, min(self._token_budget, rows) // 2)
-            self._put_back(batch)
+            if len(batch) > 1:
+                self._token_budget = max(1, min(self._token_budget, rows) // 2)
+                self._put_back(batch)
+        if len(batch) == 1:
+            logger.error("out of memory with a single prompt of %d rows", rows)
+            self._fail_all(batch, fault)
+            return
         logger.warning("out of memory in a forward of %d rows; the token budget is now %d", rows, self._token_budget)
 
     def _fail_prompt(self, item: _Waiting, fault: Exception) -> None:
@@ -391,13 +327,14 @@ class Engine:
         if complete:
             self._settle(submission)
 
-    def _drop_all(self, error: Exception) -> None:
-        """Fail all that waits; the caller holds the lock."""
+    def _clear(self) -> list[_Waiting]:
+        """Empty the queue -> what was in it; the caller holds the lock."""
+        items = [item for waiting in self._waiting.values() for item in waiting]
         for waiting in self._waiting.values():
-            self._counters.dropped_prompts += len(waiting)
-            self._fail_all(waiting, error)
             waiting.clear()
         self._waiting_rows = 0
+        self._counters.dropped_prompts += len(items)
+        return items
 
     def _fail_all(self, items: Iterable[_Waiting], error: Exception) -> None:
         for item in items:
@@ -415,6 +352,11 @@ class Engine:
             submission.future.set_exception(error)
         else:
             submission.future.set_result([result for result in submission.results if result is not None])
+
+
+def _is_wanted(submission: _Submission) -> bool:
+    late = submission.deadline is not None and time.monotonic() > submission.deadline
+    return not (late or submission.settled or submission.future.cancelled())
 
 
 def _is_out_of_memory(error: Exception) -> bool:

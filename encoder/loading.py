@@ -55,7 +55,7 @@ def load_layers(
         CheckpointError: the model has too few layers, or tensors are missing, quantized or of the wrong shape.
         EncoderConfigError: `device_map` cannot be used.
     """
-    module: Any = _empty_decoder(checkpoint, config, dtype)
+    module: Any = empty_decoder(checkpoint, config, dtype)
     stored = _find_tensors(checkpoint, module)
     placed = _device_map(module, device_map, dtype) or {"": device}
     targets = {}
@@ -70,7 +70,7 @@ def load_layers(
     return dispatch_model(module, placed, force_hooks=True), digest
 
 
-def _empty_decoder(checkpoint: Checkpoint, config: EncoderConfig, dtype: torch.dtype) -> nn.Module:
+def empty_decoder(checkpoint: Checkpoint, config: EncoderConfig, dtype: torch.dtype) -> nn.Module:
     """Build the decoder without memory for its weights, cut behind the last layer that is needed."""
     text_config = checkpoint.text_config(config.model_types)
     num_layers = config.layers[-1]

@@ -23,8 +23,8 @@ import mistral_common
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from tokenizers import AddedToken
 from transformers import (
+    AddedToken,
     AutoConfig,
     Mistral3Config,
     Mistral3ForConditionalGeneration,

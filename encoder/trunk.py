@@ -39,11 +39,15 @@ class Trunk:
 
     @torch.no_grad()
     def record_prefix(self, ids: list[int]) -> tuple[torch.Tensor, Cache]:
-        """Run the prefix by itself -> its rows `[P, D]`, and its keys and values."""
-        attention = RecordingAttention()
+        """Run the prefix by itself -> its rows `[P, D]`, and its keys and values.
+
+        It is done once and every prompt's rows depend on it, so it is done in float32 whatever the weights are.
+        """
+        attention = RecordingAttention(self.dtype)
         if not ids:
             return torch.empty(0, self.embed_dim, dtype=self.dtype, device=self.device), {}
-        rows = self._run(torch.tensor(ids), torch.arange(len(ids)), attention)
+        with self._in_float32():
+            rows = self._run(torch.tensor(ids), torch.arange(len(ids)), attention)
         return rows, attention.cache
 
     @torch.no_grad()
@@ -78,6 +82,30 @@ class Trunk:
                 packed=attention,
             )
         return rows[0]
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Let hidden states be float32, and each layer's weights while it runs; 16-bit weights come back unchanged."""
+        offloaded = any(parameter.is_meta for parameter in self._module.parameters())
+        if self.dtype is torch.float32 or offloaded:  # accelerate brings offloaded weights as they are
+            yield
+            return
+
+        def widen(layer: nn.Module, _args: Any) -> None:  # noqa: ANN401 - torch's hook signature
+            layer.float()
+
+        def narrow(layer: nn.Module, _args: Any, _output: Any) -> None:  # noqa: ANN401 - the same
+            layer.to(self.dtype)
+
+        hooks = [self._module.get_input_embeddings().register_forward_hook(lambda *hooked: hooked[-1].float())]
+        for layer in self._module.layers:
+            hooks += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(narrow)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._module.layers.to(self.dtype)
 
     @contextmanager
     def _writing_to(self, rows: torch.Tensor) -> Iterator[None]:

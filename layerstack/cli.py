@@ -71,6 +71,10 @@ def up(
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of the model; default LAYERSTACK_MODEL, else the demo encoder.")
     ] = None,
+    preset: Annotated[str | None, typer.Option(help="Encoder preset; default LAYERSTACK_PRESET or flux2-dev.")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device; default CUDA if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    attention: Annotated[str | None, typer.Option(help="auto, varlen or sdpa.")] = None,
 ) -> None:
     """Start everything on this machine: a broker, a worker and the API. Ctrl-C stops it all."""
     try:
@@ -78,7 +82,15 @@ def up(
         from layerstack.local import LocalStack, StopRequest  # noqa: PLC0415
     except ImportError as exc:
         raise LocalStackError(f"{exc}; `layerstack up` needs: pip install 'layerstack[api,worker]'") from exc
-    given = {"port": port, "storage": storage, "model": model}
+    given = {
+        "port": port,
+        "storage": storage,
+        "model": model,
+        "preset": preset,
+        "device": device,
+        "dtype": dtype,
+        "attention": attention,
+    }
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     stop = StopRequest()
     with LocalStack(settings, _say) as stack:

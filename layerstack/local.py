@@ -117,6 +117,11 @@ class LocalStack:
             "LAYERSTACK_HOST": self._settings.host,
             "LAYERSTACK_PORT": str(self._settings.port),
             "LAYERSTACK_MODEL": self._settings.model or DEMO_MODEL,
+            "LAYERSTACK_PRESET": self._settings.preset,
+            # An empty variable is one that is not set.
+            "LAYERSTACK_DEVICE": self._settings.device or "",
+            "LAYERSTACK_DTYPE": self._settings.dtype or "",
+            "LAYERSTACK_ATTENTION": self._settings.attention,
         }
 
     def _spawn(self, name: str, command: list[str], environment: dict[str, str]) -> None:
