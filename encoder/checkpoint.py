@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
@@ -144,8 +144,9 @@ def locate(model: str | Path, revision: str | None = None, subfolder: str | None
         return _in_folder(str(model), folder / subfolder if subfolder else folder)
     if not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(f"{model}: no such folder, and not a hub id of the form 'owner/name'")
-    places = [f"{subfolder}/", "tokenizer/"] if subfolder else ["text_encoder/", "tokenizer/"]
-    snapshot = _download(str(model), revision, [place + name for place in places for name in _TEXT_FILES])
+    inside = PurePosixPath(subfolder or "text_encoder")
+    places = (inside, inside.parent / "tokenizer", inside / "text_encoder", inside / "tokenizer")
+    snapshot = _download(str(model), revision, [str(place / name) for place in places for name in _TEXT_FILES])
     if subfolder is None and not (snapshot / "text_encoder").is_dir():
         snapshot = _download(str(model), revision, list(_TEXT_FILES))
     return _in_folder(str(model), snapshot / subfolder if subfolder else snapshot, snapshot)

@@ -30,7 +30,7 @@ Attention = Literal["auto", "varlen", "sdpa"]
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Rows of a forward. On CPU the matrix products are at full speed from some hundred rows on, and what the layers keep
 # in between should stay near the caches. On CUDA they must fill the card, and a batch is what a request waits for.
-_TOKEN_BUDGET = {"cpu": 1024, "cuda": 4096}
+_TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}
 # Part of the fingerprint: a change of this line is a change of the numbers.
 _ATTENTION_SEMANTICS = "causal; pad rows attend to nothing"
 _SCHEMA_VERSION = 1
@@ -82,8 +82,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.attention = attention
         self.deterministic = deterministic
-        # The same kernels with the same shapes every time are what makes equal bits.
-        self.token_budget = config.max_length if deterministic else token_budget
+        # The same kernels with the same shapes every time are what makes equal bits: one prompt, with right padding.
+        self.token_budget = (self._padded_to or config.max_length) if deterministic else token_budget
         self._trunk = Trunk(module, config.layers, attention, exact=deterministic)
         self.dtype = self._trunk.dtype
         self.device = self._trunk.device
@@ -120,7 +120,7 @@ class Encoder:
                 module goes to which device. See accelerate's `dispatch_model`.
             dtype: default bfloat16 on CUDA, float32 elsewhere.
             attention: "varlen", "sdpa", or "auto" for the fastest that the device has.
-            token_budget: rows of a forward; default 4096 on CUDA, 1024 elsewhere.
+            token_budget: rows of a forward; default 4096 on CUDA, 512 elsewhere.
             deterministic: give a prompt the same bits in any batch, by forwards of one fixed size.
 
         Raises:

@@ -14,6 +14,7 @@ from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from transformers import AutoModel
+from transformers.activations import SiLUActivation
 
 from encoder.attention import IMPLEMENTATION
 from encoder.checkpoint import Checkpoint
@@ -92,6 +93,10 @@ def empty_decoder(checkpoint: Checkpoint, config: EncoderConfig, dtype: torch.dt
             f"{checkpoint.model_dir}: {type(module).__name__} is no decoder that can be cut: it has no {absent[0]!r}"
         )
     module.norm = nn.Identity()
+    for layer in module.layers:
+        # Nobody else reads what goes in, and at the size of the inner layer memory traffic counts.
+        if isinstance(getattr(layer.mlp, "act_fn", None), nn.SiLU | SiLUActivation):
+            layer.mlp.act_fn = nn.SiLU(inplace=True)
     cut: nn.Module = module
     return cut
 
@@ -144,4 +149,8 @@ def _place(name: str, placed: DeviceMap) -> torch.device:
     covering = [module for module in placed if not module or name == module or name.startswith(module + ".")]
     if not covering:
         raise EncoderConfigError(f"device_map names no device for {name!r}")
-    return torch.device(placed[max(covering, key=len)])
+    device = placed[max(covering, key=len)]
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as exc:  # torch asserts that it was built with CUDA
+        raise EncoderConfigError(f"device_map names the device {device!r}, which cannot be used: {exc}") from exc

@@ -2,7 +2,7 @@
 
 `safetensors.safe_open` maps a file into memory: its pages count as the process's own until it is closed, the kernel
 reads ahead into tensors that nobody asked for, and a tensor of another dtype or device is held twice. Here each tensor
-is read in pieces of a few megabytes into its final place, and hashed on the way, so that what is in memory is what is
+is read in pieces of some megabytes into its final place, and hashed on the way, so that what is in memory is what is
 kept, and what is read is what is needed. The library still opens and checks every file.
 """
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from encoder.errors import CheckpointError
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_PIECE_BYTES = 16 * 2**20
+_PIECE_BYTES = 4 * 2**20
 _THREADS = 4
 
 

@@ -32,7 +32,7 @@ def tiny(tmp_path_factory):
 def encoder(tiny):
     from encoder import Encoder
 
-    return Encoder.load(tiny, device="cpu", dtype="float32")
+    return Encoder.load(tiny, device="cpu", dtype="float32", token_budget=1024)
 
 
 @pytest.fixture(scope="session")

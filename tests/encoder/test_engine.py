@@ -368,7 +368,7 @@ def test_counters_say_what_waits_and_what_was_done(encoder, forwards):
         assert engine.waiting_rows == waiting.waiting_rows == 21
     done = engine.stats()
     assert waiting.waiting_prompts == {Priority.INTERACTIVE: 1, Priority.BULK: 5}
-    assert (waiting.batches, waiting.prompts, waiting.rows) == (1, 1, 2)
+    assert (waiting.batches, waiting.prompts, waiting.rows) == (0, 0, 0)
     assert done.waiting_prompts == {Priority.INTERACTIVE: 0, Priority.BULK: 0}
     assert (done.batches, done.prompts, done.rows, done.waiting_rows) == (2, 7, 23, 0)
     assert done.fill == 23 / (2 * encoder.token_budget)
