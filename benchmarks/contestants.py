@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoTokenizer, Mistral3Config, Mistral3ForConditionalGeneration
 
 from encoder import Encoder, EncoderConfig, tiny
+from encoder.attention import supports_varlen
 from encoder.checkpoint import locate
 from encoder.loading import empty_decoder
 from encoder.prompts import PromptTokenizer
@@ -87,7 +88,7 @@ def load_shape(folder: Path, _hidden: int, *, deterministic: bool, device: str, 
             preset,
             checkpoint=checkpoint,
             fingerprint="benchmark",
-            attention="varlen" if torch.device(device).type == "cuda" else "sdpa",
+            attention="varlen" if supports_varlen(torch.device(device), dtype, config.text_config.head_dim) else "sdpa",
             token_budget=options["token_budget"] or 4096,
             deterministic=exact,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +47,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         elif self._RESET.exists():
+            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+                trim(0)  # what is free but still resident would count for nothing when it is used again
             self._RESET.write_text("5", encoding="ascii")  # sets the high-water mark back
             self._before = self._resident("VmRSS")
         return self

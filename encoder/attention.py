@@ -11,6 +11,7 @@ Shapes: M rows, B sequences, P prefix tokens, h query heads, g key and value hea
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -29,6 +30,7 @@ Cache = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Keys and values `[P, g, d]` of the prefix, by layer; empty if there is no prefix."""
 
 _VARLEN_MAX_HEAD_DIM = 256
+_VARLEN_OPTIONS = {"scale", "window_size", "enable_gqa", "num_splits"}
 # In a bucket the shorter sequences are filled up to the longest. Attention is a few percent of the work, so a quarter
 # more of it costs less than more calls.
 _GROWTH = 1.25
@@ -79,8 +81,11 @@ class RecordingAttention:
 def supports_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the installed torch has a variable-length kernel for this."""
     try:
-        from torch.nn.attention import varlen  # noqa: F401, PLC0415 - not in every torch that we work with
+        from torch.nn.attention import varlen  # noqa: PLC0415 - not in every torch that we work with
     except ImportError:
+        return False
+    known = inspect.signature(varlen.varlen_attn).parameters.keys()
+    if torch.version.hip is not None or not known >= _VARLEN_OPTIONS:  # torch 2.10 and 2.11 have fewer
         return False
     capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return (
@@ -211,7 +216,9 @@ class _Varlen:
     def __init__(self, packing: Packing, cache: Cache, *, exact: bool) -> None:
         self._cache = cache
         self._num_own = sum(packing.own)
-        self._longest_own, self._longest_pads = max(packing.own), max(packing.pads)
+        # At least 2: the kernel takes a longest query of 1 to mean exactly one query a sequence.
+        self._longest_own, self._longest_pads = max(2, *packing.own), max(2, *packing.pads)
+        self._has_pads = any(packing.pads)
         self._longest_keys = packing.prefix_length + self._longest_own
         # With one split the order of summation does not depend on the longest sequence of the batch.
         self._splits = 1 if exact else None
@@ -252,7 +259,7 @@ class _Varlen:
             window_size=(-1, 0),  # causal, the last query at the last key
             **options,
         )
-        if not self._longest_pads:
+        if not self._has_pads:
             return own
         pads: torch.Tensor = attend(
             query[num_own:].contiguous(),

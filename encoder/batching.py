@@ -33,7 +33,8 @@ def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def fill(lengths: Iterable[int], budget: int, patience: int) -> Iterator[int]:
     """Choose from prompts that wait, in order, what the next forward takes: all that fit, and the first in any case.
 
-    The first is never passed over, so every prompt comes to be first after finitely many forwards.
+    The first is never passed over, so among prompts of one urgency every one has its turn. Less urgent ones have theirs
+    in the room that is left, or once nothing more urgent waits.
 
     Args:
         lengths: rows of each waiting prompt, the most urgent first; read no further than needed.

@@ -32,7 +32,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 # in between should stay near the caches. On CUDA they must fill the card, and a batch is what a request waits for.
 _TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}
 # Part of the fingerprint: a change of this line is a change of the numbers.
-_ATTENTION_SEMANTICS = "causal; pad rows attend to nothing"
+_ATTENTION_SEMANTICS = "causal; pad rows attend to nothing; prefix in float32"
 _SCHEMA_VERSION = 1
 
 
@@ -48,7 +48,8 @@ class Encoder:
         config: layers, maximal length, template.
         model: the folder or hub id it was loaded from.
         revision: the hub snapshot's commit, or None.
-        fingerprint: 16 hexadecimal digits that change whenever the numbers may.
+        fingerprint: 16 hexadecimal digits that change whenever the numbers may by more than rounding: not with the
+            attention kernel, the token budget or the device.
         random_weights: True for the demo checkpoint.
         tokenizer: turns prompts into what `forward` takes.
         dtype: of every row.
@@ -116,8 +117,8 @@ class Encoder:
             revision: branch, tag or commit of a hub id.
             subfolder: where in the folder or repository the model is, if not where FLUX.2 has it.
             device: default CUDA if there is one, else CPU.
-            device_map: "auto" spreads the layers over all devices, for a model that one card cannot hold; or which
-                module goes to which device. See accelerate's `dispatch_model`.
+            device_map: instead of `device`: "auto" spreads the layers over all devices, for a model that one card
+                cannot hold; or which module goes to which device. See accelerate's `dispatch_model`.
             dtype: default bfloat16 on CUDA, float32 elsewhere.
             attention: "varlen", "sdpa", or "auto" for the fastest that the device has.
             token_budget: rows of a forward; default 4096 on CUDA, 512 elsewhere.
@@ -129,7 +130,9 @@ class Encoder:
             SelfCheckError: the fast path does not give this model's own numbers.
         """
         config = EncoderConfig.preset(config) if isinstance(config, str) else config
-        found = _device(device)
+        if device is not None and device_map is not None:
+            raise EncoderConfigError(f"device {device!r} and device_map {device_map!r} are both given; only one can be")
+        found = _device(device if device_map is None or isinstance(device_map, str) else _first_device(device_map))
         if token_budget is None:
             token_budget = _TOKEN_BUDGET.get(found.type, _TOKEN_BUDGET["cpu"])
         if token_budget < 1:
@@ -141,17 +144,22 @@ class Encoder:
         head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
         kernel = _kernel(attention, found, weight_dtype, head_dim)
         tokenizer = PromptTokenizer(checkpoint.tokenizer(), config)
-        module, digest = load_layers(checkpoint, config, device=found, dtype=weight_dtype, device_map=device_map)
-        return cls(
-            module,
-            tokenizer,
-            config,
-            checkpoint=checkpoint,
-            fingerprint=_fingerprint(digest, checkpoint, config, tokenizer.chat_template, weight_dtype),
-            attention=kernel,
-            token_budget=token_budget,
-            deterministic=deterministic,
-        )
+        try:
+            module, digest = load_layers(checkpoint, config, device=found, dtype=weight_dtype, device_map=device_map)
+            return cls(
+                module,
+                tokenizer,
+                config,
+                checkpoint=checkpoint,
+                fingerprint=_fingerprint(digest, checkpoint, config, tokenizer.chat_template, weight_dtype),
+                attention=kernel,
+                token_budget=token_budget,
+                deterministic=deterministic,
+            )
+        except torch.OutOfMemoryError as exc:
+            raise EncoderConfigError(
+                f"{model} does not fit on {found} in {weight_dtype}; device_map 'auto' spreads it over several: {exc}"
+            ) from exc
 
     def num_rows(self, prompt: TokenizedPrompt) -> int:
         """Rows that `prompt` adds to a forward, and to its result: its own, and its pad rows with right padding."""
@@ -231,9 +239,10 @@ class Encoder:
             )
             for probe in probes
         ]
-        selfcheck.check(self.dense(alone)[0], plain, ranges, model=self.model, attention=self.attention)
+        together = self.encode([*reversed(selfcheck.PROBES), "a", *selfcheck.PROBES])[-len(alone) :]
+        for encodings in (alone, together):
+            selfcheck.check(self.dense(encodings)[0], plain, ranges, model=self.model, attention=self.attention)
         if self.deterministic:
-            together = self.encode([*reversed(selfcheck.PROBES), "a", *selfcheck.PROBES])[-len(alone) :]
             rows = ([encoding.own_rows for encoding in encodings] for encodings in (alone, together))
             selfcheck.check_equal_bits(*rows, model=self.model)
 
@@ -250,16 +259,22 @@ class Encoder:
             return self._trunk.padded(input_ids, attention_mask)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def _device(device: int | str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as exc:
         raise EncoderConfigError(f"device {device!r} is none that torch knows") from exc
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise EncoderConfigError(f"device {device!r} is asked for, but torch finds no CUDA device")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise EncoderConfigError(f"device {device!r} is asked for, but torch finds {count or 'no'} CUDA device")
     return found
+
+
+def _first_device(device_map: DeviceMap) -> int | str | torch.device:
+    """Return where the embedding goes, which decides dtype, kernel and token budget."""
+    return device_map.get("embed_tokens", device_map.get("", "cpu"))
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -13,7 +13,8 @@ class Encoding:
     """What one prompt adds to the encoder's two constants.
 
     Attributes:
-        own_rows: `[n, D]`, the stacked hidden states of the prompt's own tokens, those behind the constant prefix.
+        own_rows: `[n, D]`, the stacked hidden states behind the constant prefix: of the prompt's own tokens and, with
+            right padding, of its pad tokens.
         num_tokens: tokens of the templated prompt within `max_length`, prefix included.
         truncated: whether the prompt was cut to `max_length`.
     """

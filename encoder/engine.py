@@ -4,7 +4,8 @@
     device thread:       choose the most urgent that fit -> forward -> start the copy to host memory
     finishing thread:    await the copy -> cut it into prompts -> resolve futures
 
-Interactive prompts go first, older before younger. While the device runs a forward, the next submissions are tokenized
+Interactive prompts go first, older before younger; bulk prompts get the room that is left, and nothing more while
+interactive work alone keeps the device busy. While the device runs a forward, the next submissions are tokenized
 and the last results are copied and cut.
 """
 
@@ -36,6 +37,8 @@ Results = list[Encoding | PromptError]
 _PATIENCE = 64
 # Forwards whose results are still being copied and cut; more would only pile up memory.
 _UNFINISHED_BATCHES = 2
+# Forwards that succeed at a budget that was halved, before it is doubled again.
+_RECOVERY = 64
 
 
 @dataclass(eq=False)
@@ -81,6 +84,9 @@ class Engine:
         self._counters = Counters()
         self._closing = False
         self._failure: Exception | None = None
+        self._lost: Exception | None = None  # what the finishing thread met, until the device thread sees it
+        self._good_forwards = 0
+        self._probe = encoder.tokenizer([""])
         self._copier = HostCopier(encoder.device)
         self._unfinished = threading.BoundedSemaphore(_UNFINISHED_BATCHES)
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="engine-finishing")
@@ -101,7 +107,8 @@ class Engine:
     @property
     def waiting_rows(self) -> int:
         """Rows of all prompts that are not on the device yet: who submits much should let this fall before the next."""
-        return self._waiting_rows
+        with self._changed:
+            return self._waiting_rows
 
     @property
     def failed(self) -> bool:
@@ -180,7 +187,7 @@ class Engine:
         try:
             while batch := self._next_batch():
                 self._encode(batch)
-                del batch  # or its results would stay alive while nothing else comes
+                batch = []  # or its results would stay alive while nothing else comes
         except Exception as exc:
             logger.exception("the device has failed")
             failure = DeviceFailedError(f"the device has failed: {exc}")
@@ -195,10 +202,12 @@ class Engine:
         """Wait for work -> the prompts of the next forward; empty when the engine is closed and nothing waits."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or any(self._waiting.values()))
+                self._changed.wait_for(lambda: self._lost or self._closing or any(self._waiting.values()))
+                if self._lost is not None:
+                    raise self._lost
                 batch, dropped = self._take()
                 finished = self._closing and not any(self._waiting.values())
-            # Outside the lock: whoever waits for a future may call the engine from there.
+            # Outside the lock: callbacks of futures may submit.
             self._fail_all(dropped, DeadlineExceededError("the deadline passed before its turn"))
             if batch or finished:
                 return batch
@@ -281,6 +290,10 @@ class Engine:
             counters.rows += rows
             counters.capacity += self._token_budget
             counters.encode_seconds += encode_seconds
+            self._good_forwards += 1
+            if self._good_forwards >= _RECOVERY and self._token_budget < self.encoder.token_budget:
+                self._token_budget = min(self.encoder.token_budget, 2 * self._token_budget)
+                self._good_forwards = 0
 
     def _shrink(self, batch: Sequence[_Waiting], fault: Exception) -> None:
         """Halve the budget after running out of memory, and put `batch` back in front."""
@@ -289,6 +302,7 @@ class Engine:
         rows = sum(item.rows for item in batch)
         with self._changed:
             self._counters.out_of_memory += 1
+            self._good_forwards = 0
             if len(batch) > 1:
                 self._token_budget = max(1, min(self._token_budget, rows) // 2)
                 self._put_back(batch)
@@ -299,6 +313,12 @@ class Engine:
         logger.warning("out of memory in a forward of %d rows; the token budget is now %d", rows, self._token_budget)
 
     def _fail_prompt(self, item: _Waiting, fault: Exception) -> None:
+        """Blame the prompt, unless a sound one fails as well.
+
+        Raises:
+            Exception: what the sound one fails with: the fault is not the prompt's, and no prompt must be given up.
+        """
+        self.encoder.forward(self._probe)
         logger.error("a prompt of %d rows cannot be encoded", item.rows, exc_info=fault)
         with self._changed:
             self._counters.failed_prompts += 1
@@ -314,6 +334,10 @@ class Engine:
                 self._deliver(item, encoding)
         except Exception as exc:
             logger.exception("the results of a forward are lost")
+            if isinstance(exc, torch.AcceleratorError):
+                with self._changed:
+                    self._lost = exc
+                    self._changed.notify()
             self._fail_all(batch, exc)
         finally:
             self._unfinished.release()
@@ -360,5 +384,6 @@ def _is_wanted(submission: _Submission) -> bool:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator has no error class of its own.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    # Neither the CPU's allocator nor cuBLAS has an error class for it.
+    says_so = any(words in str(error) for words in ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED"))
+    return says_so or isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
+from accelerate.utils import get_balanced_memory, set_module_tensor_to_device
 from torch import nn
 from transformers import AutoModel
 from transformers.activations import SiLUActivation
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DeviceMap = dict[str, int | str | torch.device]
 _EMBEDDING = "embed_tokens.weight"
+_READ_LAYERS = ("MistralDecoderLayer", "Qwen3DecoderLayer")
 _AUTO_MODEL: Any = AutoModel  # its methods carry no annotations
 
 
@@ -68,7 +69,13 @@ def load_layers(
     module.eval().requires_grad_(requires_grad=False)
     if device_map is None:
         return module.to(device), digest
-    return dispatch_model(module, placed, force_hooks=True), digest
+    dispatched: Any = dispatch_model(module, placed, force_hooks=True)
+    if dispatched.embed_tokens.weight.is_meta:
+        raise EncoderConfigError(
+            f"device_map puts embed_tokens on {_place(_EMBEDDING, placed)}, from where accelerate offloads it; "
+            "it must be on a device that computes"
+        )
+    return dispatched, digest
 
 
 def empty_decoder(checkpoint: Checkpoint, config: EncoderConfig, dtype: torch.dtype) -> nn.Module:
@@ -95,7 +102,7 @@ def empty_decoder(checkpoint: Checkpoint, config: EncoderConfig, dtype: torch.dt
     module.norm = nn.Identity()
     for layer in module.layers:
         # Nobody else reads what goes in, and at the size of the inner layer memory traffic counts.
-        if isinstance(getattr(layer.mlp, "act_fn", None), nn.SiLU | SiLUActivation):
+        if type(layer).__name__ in _READ_LAYERS and isinstance(layer.mlp.act_fn, SiLUActivation):
             layer.mlp.act_fn = nn.SiLU(inplace=True)
     cut: nn.Module = module
     return cut
@@ -137,8 +144,10 @@ def _device_map(module: nn.Module, device_map: str | DeviceMap | None, dtype: to
         return device_map
     if device_map != "auto":
         raise EncoderConfigError(f"device_map must be 'auto' or a mapping of modules to devices, not {device_map!r}")
-    split: Any = getattr(module, "_no_split_modules", None)
-    placed: DeviceMap = infer_auto_device_map(module, no_split_module_classes=list(split or []), dtype=dtype)
+    split = list(getattr(module, "_no_split_modules", None) or [])
+    # Balanced, or the last cards would have no room for what the layers keep in between.
+    memory = get_balanced_memory(module, no_split_module_classes=split, dtype=dtype)
+    placed: DeviceMap = infer_auto_device_map(module, max_memory=memory, no_split_module_classes=split, dtype=dtype)
     if "disk" in placed.values():
         raise EncoderConfigError("device_map 'auto' finds too little memory on this machine's devices for the layers")
     return placed

@@ -18,7 +18,7 @@ class EngineStats:
     """Counters since the start, and what waits now.
 
     Attributes:
-        token_budget: rows of a forward; smaller after an out-of-memory error.
+        token_budget: rows of a forward; for a while smaller after an out-of-memory error.
         waiting_prompts: by priority, those that are not on the device yet.
         waiting_rows: rows of all of them.
         batches: forwards that succeeded.
@@ -26,7 +26,7 @@ class EngineStats:
         rows: that went through a forward.
         fill: rows as a share of what the forwards had room for, 0 to 1; more if one prompt is longer than the budget.
         tokenize_seconds: spent in submitting threads.
-        queue_seconds: sum over prompts, from submission to the start of their forward.
+        queue_seconds: sum over prompts, from the call of `submit`, tokenizing included, to the start of their forward.
         encode_seconds: sum over forwards.
         batches_waited: by priority, the most forwards that started between a prompt's submission and its own forward.
         out_of_memory: forwards that ran out of memory; they are halved and tried again.

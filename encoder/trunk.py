@@ -91,11 +91,17 @@ class Trunk:
             yield
             return
 
-        def widen(layer: nn.Module, _args: Any) -> None:  # noqa: ANN401 - torch's hook signature
-            layer.float()
+        stored: list[tuple[nn.Parameter, torch.Tensor]] = []
 
-        def narrow(layer: nn.Module, _args: Any, _output: Any) -> None:  # noqa: ANN401 - the same
-            layer.to(self.dtype)
+        def widen(layer: nn.Module, _args: Any) -> None:  # noqa: ANN401 - torch's hook signature
+            for parameter in layer.parameters():
+                stored.append((parameter, parameter.data))
+                parameter.data = parameter.data.float()
+
+        def narrow(*_hooked: Any) -> None:  # noqa: ANN401 - the same
+            while stored:
+                parameter, weights = stored.pop()
+                parameter.data = weights
 
         hooks = [self._module.get_input_embeddings().register_forward_hook(lambda *hooked: hooked[-1].float())]
         for layer in self._module.layers:
@@ -105,7 +111,7 @@ class Trunk:
         finally:
             for hook in hooks:
                 hook.remove()
-            self._module.layers.to(self.dtype)
+            narrow()
 
     @contextmanager
     def _writing_to(self, rows: torch.Tensor) -> Iterator[None]:

@@ -63,7 +63,9 @@ def stored_tensors(path: Path, keys: set[str]) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path}: {len(absent)} tensors are missing, among them {absent[:3]}")
     for key in sorted(keys):
         if header[key]["dtype"] not in _DTYPES:
-            raise CheckpointError(f"{path}: tensor {key!r} is {header[key]['dtype']}: quantized, not supported")
+            raise CheckpointError(
+                f"{path}: tensor {key!r} is {header[key]['dtype']}: quantized, not supported; {', '.join(_DTYPES)} are"
+            )
     return {
         key: StoredTensor(
             path,

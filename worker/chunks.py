@@ -17,7 +17,7 @@ from worker.rows import to_numpy
 _Results = list[Encoding | PromptError]
 # Prompts of one submission: small, so that progress is told and a stop is seen often. The engine puts many together.
 _SUBMISSION = 8
-# Forwards that may wait in the engine: one to fill the next from, one so that like lengths can be put together.
+# Forwards' worth of rows that may wait in the engine: one would be gone before the next submission is tokenized.
 _FORWARDS_AHEAD = 2
 _STOP_POLL_S = 0.1
 
@@ -73,7 +73,8 @@ def _encode(
     pending: deque[tuple[list[tuple[int, Prompt]], Future[_Results]]] = deque()
     try:
         while batch := list(islice(prompts, _SUBMISSION)):
-            while pending and engine.waiting_rows > _FORWARDS_AHEAD * engine.token_budget:
+            # What is done is written first, or it would pile up whenever the storage is slower than the encoder.
+            while pending and (pending[0][1].done() or engine.waiting_rows > _FORWARDS_AHEAD * engine.token_budget):
                 yield pending[0][0], _await(pending[0][1], stopping)
                 pending.popleft()
             if stopping():

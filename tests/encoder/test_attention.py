@@ -47,8 +47,8 @@ def eager_varlen(monkeypatch):
         assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
         assert cu_seq_q[0] == cu_seq_k[0] == 0
         assert (cu_seq_q[-1], cu_seq_k[-1]) == (len(query), len(key)) == (len(query), len(value))
-        assert max_q == cu_seq_q.diff().max()
-        assert max_k == cu_seq_k.diff().max()
+        assert max_q == max(2, cu_seq_q.diff().max())  # the kernel takes 1 to mean one query in every sequence
+        assert max_k >= cu_seq_k.diff().max()
         out = torch.empty_like(query)
         for n in range(len(cu_seq_q) - 1):
             queries, keys = slice(*cu_seq_q[n : n + 2]), slice(*cu_seq_k[n : n + 2])

@@ -254,6 +254,24 @@ def test_a_prompt_that_breaks_its_forward_fails_alone(encoder, want, forwards):
     assert_same(list(got.values()), want(got))
 
 
+def test_a_fault_that_every_prompt_has_is_no_prompts_fault(encoder, forwards):
+    forwards.fault = lambda _texts: RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
+    with Engine(encoder) as engine:
+        with pytest.raises(DeviceFailedError, match="CUBLAS_STATUS_EXECUTION_FAILED"):
+            engine.submit(["a", "b", "c"]).result(S)
+        assert engine.failed
+        assert engine.stats().failed_prompts == 0
+
+
+def test_the_budget_comes_back_after_forwards_that_succeed(encoder, forwards, monkeypatch):
+    monkeypatch.setattr("encoder.engine._RECOVERY", 3)
+    forwards.fault = lambda texts: torch.OutOfMemoryError() if len(texts) == 256 else None
+    with Engine(encoder) as engine:
+        engine.submit(NUMBERS).result(S)
+        assert engine.token_budget == encoder.token_budget
+        assert engine.stats().out_of_memory == 1
+
+
 def test_a_failed_device_fails_what_runs_and_what_waits(encoder, forwards):
     forwards.fault = lambda _texts: torch.AcceleratorError("device-side assert")
     with Engine(encoder) as engine:

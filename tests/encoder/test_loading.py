@@ -130,7 +130,7 @@ def test_a_device_map_gives_the_same_rows(tiny, encoder, device_map):
 
 def test_a_device_map_that_is_neither_auto_nor_a_mapping_is_an_error_that_says_so(tiny):
     with pytest.raises(EncoderConfigError, match=r"device_map must be 'auto' or a mapping .*, not 'nonsense'"):
-        Encoder.load(tiny, device="cpu", device_map="nonsense")
+        Encoder.load(tiny, device_map="nonsense")
 
 
 @pytest.mark.parametrize(
@@ -319,3 +319,8 @@ def test_a_subfolder_of_a_hub_id_is_found_as_that_of_a_local_folder(hub, tmp_pat
     assert local.tokenizer_dir == outer / "deep" / "tokenizer"
     assert ours.tokenizer_dir == hub.snapshot / "deep" / "tokenizer"
     assert ours.model_dir == hub.snapshot / "deep" / "text_encoder"
+
+
+def test_a_device_and_a_device_map_exclude_each_other(tiny):
+    with pytest.raises(EncoderConfigError, match="device 'cpu' and device_map 'auto' are both given"):
+        Encoder.load(tiny, device="cpu", device_map="auto")
