@@ -38,7 +38,7 @@ format: $(INSTALLED) ## Put the code in shape
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED) ## Reference against ours on the prompts of examples/
-	$(BIN)/python -m benchmarks.encoder --prompts examples/prompts.txt
+	$(BIN)/python -m benchmarks.encoder --prompts examples/prompts.txt --hidden 256
 
 lock: $(INSTALLED) ## Resolve requirements.lock anew
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \

@@ -129,7 +129,7 @@ def compare_with_diffusers(folder: Path) -> float:
 
     rows = layerstack.read(folder)
     chosen = [rows[position] for position in sorted(random.Random(0).sample(range(len(rows)), NUM_CHECKED))]
-    checkpoint = STORAGE / "demo-encoder"
+    checkpoint = STORAGE / "demo-encoder-mistral3"
     with console.status("asking diffusers for the same prompts"), torch.no_grad():
         want = Flux2Pipeline._get_mistral_3_small_prompt_embeds(
             Mistral3ForConditionalGeneration.from_pretrained(checkpoint / "text_encoder"),

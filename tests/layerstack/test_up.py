@@ -74,7 +74,7 @@ def test_without_a_model_it_makes_the_demo_checkpoint_and_says_that_its_weights_
     port = free_port()
     process = up("--port", port, "--storage", tmp_path / "storage")
     wait_for(lambda: status_of(f"http://127.0.0.1:{port}/ready") == 200, process, process.log)
-    assert (tmp_path / "storage" / "demo-encoder" / "text_encoder" / "model.safetensors").is_file()
+    assert (tmp_path / "storage" / "demo-encoder-mistral3" / "text_encoder" / "model.safetensors").is_file()
     assert "RANDOM" in process.log.read_text()
 
 
@@ -108,7 +108,7 @@ def test_a_model_that_is_none_ends_it_with_the_reason(up, tmp_path):
     process = up("--port", free_port(), "--storage", tmp_path / "storage", "--model", tmp_path / "empty")
     assert process.wait(60) == 1
     log = process.log.read_text()
-    assert f"{tmp_path}/empty is no Mistral-3 checkpoint" in log
+    assert f"{tmp_path}/empty is no checkpoint" in log
     assert "config.json" in log
     assert "Traceback" not in log
 
