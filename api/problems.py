@@ -21,7 +21,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.media_types import essence
-from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
+from jobs.errors import (
+    JobNotFoundError,
+    JobStateError,
+    NoPromptsError,
+    NotEnoughSpaceError,
+    PartNotFoundError,
+    PartNotReadyError,
+    ResultsExpiredError,
+    StorageError,
+    StorageFullError,
+)
 
 logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -94,7 +104,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(JobNotFoundError, _job_not_found)
     app.add_exception_handler(PartNotFoundError, _part_not_found)
     app.add_exception_handler(PartNotReadyError, _part_not_ready)
+    app.add_exception_handler(ResultsExpiredError, _results_expired)
+    app.add_exception_handler(JobStateError, _job_state)
     app.add_exception_handler(NoPromptsError, _no_prompts)
+    app.add_exception_handler(NotEnoughSpaceError, _not_enough_space)
+    app.add_exception_handler(StorageError, _storage_down)
     app.add_exception_handler(RedisError, _broker_down)
     app.add_exception_handler(OperationalError, _broker_down)
     app.add_exception_handler(ClientDisconnect, _client_gone)
@@ -142,6 +156,28 @@ async def _part_not_found(_request: Request, exc: Exception) -> Response:
 
 async def _part_not_ready(_request: Request, exc: Exception) -> Response:
     return respond(Problem(404, "not-there-yet", str(exc)))
+
+
+async def _results_expired(_request: Request, exc: Exception) -> Response:
+    return respond(Problem(410, "results-expired", str(exc)))
+
+
+async def _job_state(_request: Request, exc: Exception) -> Response:
+    return respond(Problem(409, "job-state", str(exc)))
+
+
+async def _not_enough_space(_request: Request, exc: Exception) -> Response:
+    members: dict[str, Any] = (
+        {"needed": exc.needed_bytes, "limit": exc.free_bytes} if isinstance(exc, NotEnoughSpaceError) else {}
+    )
+    return respond(Problem(507, "not-enough-space", f"prompts: {exc}", field="prompts", **members))
+
+
+async def _storage_down(_request: Request, exc: Exception) -> Response:
+    logger.warning("the storage failed: %s", exc)
+    if isinstance(exc, StorageFullError):
+        return respond(Problem(507, "storage-full", "the storage is full"))
+    return respond(Unavailable("storage-unavailable", "the storage does not work; the server's log says why"))
 
 
 async def _no_prompts(_request: Request, exc: Exception) -> Response:

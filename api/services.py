@@ -15,6 +15,7 @@ from api.encoders import LiveEncoders
 from api.predictor import Predictor
 from jobs.queue import make_celery
 from jobs.settings import Settings
+from jobs.storage import open_storage
 from jobs.store import JobStore
 
 _SOCKET_TIMEOUT_S = 5.0
@@ -46,7 +47,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     try:
         yield Services(
             settings=settings,
-            store=JobStore(settings.storage),
+            store=JobStore(open_storage(settings.storage)),
             celery=celery,
             redis=redis,
             encoders=encoders,

@@ -3,11 +3,16 @@
 JobsError
 ├── SettingsError         an environment variable or option has a bad value
 ├── JobNotFoundError      no such job
+├── JobStateError         the job is in a state that does not allow what is asked
 ├── PartNotFoundError     the job has no part of this number
 ├── PartNotReadyError     the part or the manifest is not there yet
+├── ResultsExpiredError   the results were deleted when their time was up
 ├── NoPromptsError        a job without a single prompt
+├── NotEnoughSpaceError   the results of a job would not fit into the storage
 ├── PartFormatError       a file is no part of ours, or damaged
-└── TensorFormatError     bytes are no safetensors, or of an unknown dtype
+├── TensorFormatError     bytes are no safetensors, or of an unknown dtype
+└── StorageError          the storage failed; the same may work later
+    └── StorageFullError  nothing more fits into it
 """
 
 from __future__ import annotations
@@ -29,6 +34,10 @@ class JobNotFoundError(JobsError, LookupError):
         self.job_id = job_id
 
 
+class JobStateError(JobsError):
+    """The job is in a state that does not allow what is asked; the message tells the state."""
+
+
 class PartNotFoundError(JobsError, LookupError):
     """The job has no part of this number, and never will."""
 
@@ -37,8 +46,26 @@ class PartNotReadyError(JobsError, LookupError):
     """The part or the manifest is not there yet; the message tells the job's status."""
 
 
+class ResultsExpiredError(JobsError, LookupError):
+    """The results were deleted when their time was up; the record of the job stays."""
+
+
 class NoPromptsError(JobsError, ValueError):
     """A job was asked for without a single prompt."""
+
+
+class NotEnoughSpaceError(JobsError):
+    """The results of a job would not fit into the storage.
+
+    Attributes:
+        needed_bytes: estimate for the results, at least.
+        free_bytes: what the storage has.
+    """
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(f"the results would take about {needed_bytes} bytes or more, the storage has {free_bytes}")
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 class PartFormatError(JobsError, ValueError):
@@ -47,3 +74,11 @@ class PartFormatError(JobsError, ValueError):
 
 class TensorFormatError(JobsError, ValueError):
     """Bytes are no safetensors, or hold a dtype we do not know."""
+
+
+class StorageError(JobsError):
+    """The storage failed; the message names the file and the fault. The same may work later."""
+
+
+class StorageFullError(StorageError):
+    """Nothing more fits into the storage, or into the caller's share of it."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 WORKER_TTL_S = 15
 REPLY_TTL_S = 120
 PROGRESS_TTL_S = 600
-
-KOMBU_UNACKED_INDEX = "unacked_index"
-"""kombu's own: delivery tag -> when the message was taken. Past the visibility timeout it is delivered again."""
+EVENTS_TTL_S = 600
+CANCELLED_TTL_S = 86_400
+MAX_EVENTS = 100_000
 
 WORKER_IDS = "layerstack:workers"
 """Set of the ids of workers; some may have died."""
+
+EVENTS = "layerstack:events"
+"""List of JSON `JobEvent`, for the reconciler; what is lost there, it finds in the files."""
+
+RECONCILER = "layerstack:reconciler"
+"""Lease of the one worker that reconciles."""
 
 
 def worker(worker_id: str) -> str:
@@ -29,5 +35,20 @@ def reply(request_id: str) -> str:
 
 
 def progress(job_id: str) -> str:
-    """Hash chunk -> rows encoded so far, of chunks being worked on."""
+    """Hash chunk -> rows encoded so far, of chunks that have been begun and not put down."""
     return f"layerstack:progress:{job_id}"
+
+
+def lease(job_id: str, chunk: int) -> str:
+    """Held by the worker that works on a chunk, for as long as it renews it."""
+    return f"layerstack:lease:{job_id}:{chunk}"
+
+
+def trouble(job_id: str) -> str:
+    """Why a job waits for its storage; expires unless it still does."""
+    return f"layerstack:trouble:{job_id}"
+
+
+def cancelled(job_id: str) -> str:
+    """Set when a job is cancelled, so that workers see it at once; the mark in the storage is what counts."""
+    return f"layerstack:cancelled:{job_id}"

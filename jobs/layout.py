@@ -1,10 +1,13 @@
-"""Where each file of a job is. `docs/file-format.md` shows the tree.
+"""What each file of a job is called. `docs/file-format.md` shows the tree.
 
-{storage}/jobs/{job_id}/
+jobs/{job_id}/
     job.json                what was asked; written once the prompts are there, so a job exists once this does
+    chunks.json             the position of each chunk's first prompt, and the number of prompts
     prompts/00000.parquet   one file a chunk
-    parts/00000.parquet     the chunk's result: written under a temporary name, then renamed
-    failures/00000.json     why the chunk failed as a whole, and how often it was tried
+    parts/00000.parquet     the chunk's result: it appears whole or not at all
+    parts/00000.json        what is in it; written once it has been checked, so a part counts once this does
+    failures/00000.json     why the chunk failed as a whole, and how often
+    cancelled, expired      marks
     manifest.json           written last
 """
 
@@ -12,73 +15,88 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from jobs.errors import JobNotFoundError
 from jobs.records import ULID_PATTERN
 
+JOBS = "jobs"
 _JOB_ID = re.compile(ULID_PATTERN)
-_PART_NAME = re.compile(r"(\d{5,})\.parquet")
+_NUMBERED = re.compile(r"(\d{5,})\.(parquet|json)")
 
 
 @dataclass(frozen=True)
-class JobFolder:
-    """The folder of one job."""
+class JobNames:
+    """The names of one job's files; `folder` is where they are, without a slash at the end."""
 
-    path: Path
+    folder: str
 
     @property
-    def record(self) -> Path:
+    def record(self) -> str:
         """What was asked."""
-        return self.path / "job.json"
+        return f"{self.folder}/job.json"
 
     @property
-    def manifest(self) -> Path:
+    def chunks(self) -> str:
+        """How the prompts are cut into chunks."""
+        return f"{self.folder}/chunks.json"
+
+    @property
+    def manifest(self) -> str:
         """What came out."""
-        return self.path / "manifest.json"
+        return f"{self.folder}/manifest.json"
 
     @property
-    def parts(self) -> Path:
+    def cancelled(self) -> str:
+        """The mark that the job is to stop."""
+        return f"{self.folder}/cancelled"
+
+    @property
+    def expired(self) -> str:
+        """The mark that the results are gone."""
+        return f"{self.folder}/expired"
+
+    @property
+    def prompts_folder(self) -> str:
+        """The folder of what goes in."""
+        return f"{self.folder}/prompts"
+
+    @property
+    def parts_folder(self) -> str:
         """The folder of the results."""
-        return self.path / "parts"
+        return f"{self.folder}/parts"
 
     @property
-    def failures(self) -> Path:
+    def failures_folder(self) -> str:
         """The folder of what went wrong."""
-        return self.path / "failures"
+        return f"{self.folder}/failures"
 
-    def prompts(self, chunk: int) -> Path:
+    def prompts(self, chunk: int) -> str:
         """The prompts of a chunk."""
-        return self.path / "prompts" / f"{chunk:05d}.parquet"
+        return f"{self.prompts_folder}/{chunk:05d}.parquet"
 
-    def part(self, chunk: int) -> Path:
+    def part(self, chunk: int) -> str:
         """The result of a chunk."""
-        return self.parts / f"{chunk:05d}.parquet"
+        return f"{self.parts_folder}/{chunk:05d}.parquet"
 
-    def failure(self, chunk: int) -> Path:
+    def report(self, chunk: int) -> str:
+        """What is in the result of a chunk."""
+        return f"{self.parts_folder}/{chunk:05d}.json"
+
+    def failure(self, chunk: int) -> str:
         """Why a chunk failed."""
-        return self.failures / f"{chunk:05d}.json"
+        return f"{self.failures_folder}/{chunk:05d}.json"
 
 
-def jobs_folder(storage: Path) -> Path:
-    """The folder of all jobs."""
-    return storage / "jobs"
-
-
-def demo_folder(storage: Path, family: str) -> Path:
-    """The folder of the demo checkpoint of a model family."""
-    return storage / f"demo-encoder-{family}"
-
-
-def job_folder(storage: Path, job_id: str) -> JobFolder:
-    """The folder of job `job_id`, which need not exist.
+def job_names(job_id: str) -> JobNames:
+    """The names of the files of job `job_id`, which need not exist.
 
     Raises:
-        JobNotFoundError: `job_id` is no job id, so no path is made from it.
+        JobNotFoundError: `job_id` is no job id, so no name is made from it.
     """
-    if not _JOB_ID.fullmatch(job_id):
+    if not is_job_id(job_id):
         raise JobNotFoundError(job_id)
-    return JobFolder(jobs_folder(storage) / job_id)
+    return JobNames(f"{JOBS}/{job_id}")
 
 
 def is_job_id(name: str) -> bool:
@@ -86,7 +104,16 @@ def is_job_id(name: str) -> bool:
     return _JOB_ID.fullmatch(name) is not None
 
 
-def part_index(path: Path) -> int | None:
-    """Return which part a file is, or None if it is none (a temporary file, say)."""
-    found = _PART_NAME.fullmatch(path.name)
-    return int(found[1]) if found else None
+def part_index(name: str) -> int | None:
+    """Return which part a Parquet file is, or None if it is none (a temporary file, say)."""
+    return _index(name, ".parquet")
+
+
+def json_index(name: str) -> int | None:
+    """Return which chunk a JSON file is about, or None if it is about none."""
+    return _index(name, ".json")
+
+
+def _index(name: str, suffix: str) -> int | None:
+    found = _NUMBERED.fullmatch(name)
+    return int(found[1]) if found and PurePosixPath(name).suffix == suffix else None

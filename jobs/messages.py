@@ -21,6 +21,15 @@ class ChunkMessage(Record):
     chunk: Annotated[int, Field(ge=0)]
 
 
+class JobEvent(Record):
+    """Something has happened to a job that the reconciler would else find out only at its next look."""
+
+    version: Literal[1] = 1
+    job_id: JobId
+    chunk: int | None = Field(None, description="which chunk it is about, if it is about one")
+    what: Literal["changed", "done", "failed", "stalled"] = "changed"
+
+
 class PredictMessage(Record):
     """Encode a few prompts now, and push the reply to `keys.reply(request_id)`."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
@@ -15,12 +16,15 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from jobs.errors import PartFormatError
-from jobs.records import Prompt, Record
+from jobs.records import PartReport, PartSummary, Prompt, Record, RowError
 from jobs.tensors import DTYPES, Array, DtypeName, dense_rows, text_ids
 
 HEADER_KEY = b"layerstack"
 # A reader that wants one row decodes its row group, so these stay small; too small, and the overhead shows.
 ROW_GROUP_BYTES = 16 * 2**20
+MAX_LISTED_ERRORS = 1000
+
+_PROMPTS_AT_ONCE = 1024
 
 PROMPT_SCHEMA = pa.schema([("index", pa.int64()), ("id", pa.string()), ("prompt", pa.string())])
 PART_SCHEMA = pa.schema(
@@ -96,14 +100,56 @@ class EncodedRow:
     error: str | None = None
 
 
-class PartWriter:
-    """Writes the rows of one part, in order, with memory for one row group."""
+@dataclass
+class RowCounts:
+    """What is in the rows of a part; `errors` are the first of the rows that failed."""
 
-    def __init__(self, sink: IO[bytes], header: PartHeader, compression: Literal["none", "zstd"]) -> None:
+    rows: int = 0
+    failed: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    errors: list[RowError] = field(default_factory=list)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a row, given by its columns."""
+        self.rows += 1
+        self.tokens += row.get("num_tokens") or 0
+        self.truncated += bool(row.get("truncated"))
+        if (error := row.get("error")) is not None:
+            self.failed += 1
+            if len(self.errors) < MAX_LISTED_ERRORS:
+                self.errors.append(RowError(index=row["index"], id=row["id"], error=error))
+
+    def report(self, index: int, size: int, sha256: str) -> PartReport:
+        """Return the report of part `index`, whose file has `size` bytes."""
+        part = PartSummary(
+            index=index,
+            rows=self.rows,
+            bytes=size,
+            sha256=sha256,
+            succeeded=self.rows - self.failed,
+            failed=self.failed,
+            truncated=self.truncated,
+            tokens=self.tokens,
+        )
+        return PartReport(part=part, errors=self.errors)
+
+
+class PartWriter:
+    """Writes the rows of one part, in order, with memory for one row group.
+
+    Attributes:
+        counts: of the rows so far.
+    """
+
+    def __init__(
+        self, sink: IO[bytes] | io.RawIOBase, header: PartHeader, compression: Literal["none", "zstd"]
+    ) -> None:
         self._header = header
         self._prefix_rows, self._pad_row = header.constant_rows()
         self._pending: list[dict[str, Any]] = []
         self._pending_bytes = 0
+        self.counts = RowCounts()
         self._writer = pq.ParquetWriter(
             sink,
             PART_SCHEMA,
@@ -124,6 +170,7 @@ class PartWriter:
     def write(self, row: EncodedRow) -> None:
         """Add a row. One that `dtype` cannot hold becomes a row with an error."""
         columns = self._columns(row)
+        self.counts.add(columns)
         self._pending.append(columns)
         self._pending_bytes += len(columns["prompt_embeds"] or b"")
         if self._pending_bytes >= ROW_GROUP_BYTES:
@@ -183,10 +230,19 @@ def open_part(path: Path) -> pq.ParquetFile:
         OSError: it cannot be opened.
     """
     path.open("rb").close()  # pyarrow's errors do not tell a file that cannot be opened from a damaged one
+    return parse_part(path, str(path))
+
+
+def parse_part(source: Path | IO[bytes], name: str) -> pq.ParquetFile:
+    """Read the footer of a part, called `name` in errors.
+
+    Raises:
+        PartFormatError: the file is damaged or no Parquet.
+    """
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(source, memory_map=isinstance(source, Path))
     except (pa.ArrowInvalid, OSError) as exc:
-        raise PartFormatError(f"{path} is damaged or no Parquet: {exc}") from exc
+        raise PartFormatError(f"{name} is damaged or no Parquet: {exc}") from exc
 
 
 def write_prompts(sink: IO[bytes], start: int, prompts: Sequence[Prompt]) -> None:
@@ -199,10 +255,10 @@ def write_prompts(sink: IO[bytes], start: int, prompts: Sequence[Prompt]) -> Non
     pq.write_table(pa.table(columns, schema=PROMPT_SCHEMA), sink, compression="zstd", use_dictionary=False)
 
 
-def read_prompts(path: Path) -> Iterator[tuple[int, Prompt]]:
+def read_prompts(source: IO[bytes]) -> Iterator[tuple[int, Prompt]]:
     """Yield a chunk's prompts with their positions in the job."""
-    with closing(pq.ParquetFile(path)) as file:
-        for batch in file.iter_batches():
+    with closing(pq.ParquetFile(source)) as file:
+        for batch in file.iter_batches(_PROMPTS_AT_ONCE):
             for row in batch.to_pylist():
                 yield row["index"], Prompt(id=row["id"], prompt=row["prompt"])
 

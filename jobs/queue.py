@@ -6,10 +6,15 @@ the settings, and says what Redis can lose.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import cast
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Producer, Queue
+from kombu.exceptions import OperationalError
+from redis import Redis, RedisError
 
 from jobs.messages import ChunkMessage, PredictMessage
 from jobs.settings import Settings
@@ -63,7 +68,14 @@ def publish_predict(app: Celery, message: PredictMessage) -> None:
     Raises:
         kombu.exceptions.OperationalError: the broker does not answer.
     """
-    app.send_task(PREDICT_TASK, kwargs={"message": message.model_dump(mode="json")}, queue=INTERACTIVE, retry=False)
+    with _producer(app, INTERACTIVE) as producer:
+        app.send_task(
+            PREDICT_TASK,
+            kwargs={"message": message.model_dump(mode="json")},
+            queue=INTERACTIVE,
+            retry=False,
+            producer=producer,
+        )
 
 
 def publish_chunks(app: Celery, messages: Iterable[ChunkMessage]) -> None:
@@ -72,15 +84,47 @@ def publish_chunks(app: Celery, messages: Iterable[ChunkMessage]) -> None:
     Raises:
         kombu.exceptions.OperationalError: the broker does not answer.
     """
-    with app.producer_pool.acquire(block=True) as producer:
+    with _producer(app, BULK) as producer:
         for message in messages:
             app.send_task(
                 CHUNK_TASK,
                 kwargs={"message": message.model_dump(mode="json")},
                 queue=BULK,
+                task_id=_task_id(message.job_id, message.chunk),
                 retry=False,
                 producer=producer,
             )
+
+
+def waiting_chunks(redis: Redis) -> set[tuple[str, int]]:
+    """Return job and chunk of all messages in the bulk queue that no worker has taken.
+
+    Raises:
+        redis.exceptions.RedisError: the broker does not answer.
+    """
+    messages = cast("list[bytes]", redis.lrange(BULK, 0, -1))
+    task_ids = (str(json.loads(message)["headers"]["id"]) for message in messages)
+    return {(job_id, int(chunk)) for job_id, _, chunk in (task_id.partition("/") for task_id in task_ids)}
+
+
+def _task_id(job_id: str, chunk: int) -> str:
+    """Return what Celery calls a chunk's task, so that it can be told from the message alone."""
+    return f"{job_id}/{chunk}"
+
+
+@contextmanager
+def _producer(app: Celery, queue: str) -> Iterator[Producer]:
+    """Borrow a connection on which `queue` is declared.
+
+    Celery declares a queue once a connection. Were Redis emptied after that, every message would be refused: there
+    would be no binding between the exchange and the queue any more.
+    """
+    with app.producer_pool.acquire(block=True) as producer:
+        try:
+            app.amqp.queues[queue](cast("Connection", producer.connection)).declare()
+        except RedisError as exc:
+            raise OperationalError(str(exc)) from exc
+        yield producer
 
 
 def _broker_url(settings: Settings) -> str:

@@ -35,16 +35,32 @@ class View(BaseModel):
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. It follows from the job's files, and from live progress for `running`."""
+    """Where a job stands. It follows from the job's files; live progress only adds what has started."""
 
     QUEUED = "queued"
     """Accepted and stored; no chunk has started."""
     RUNNING = "running"
     """At least one chunk has started."""
+    PAUSED = "paused"
+    """The storage is full or fails; the job goes on by itself once it works again."""
     SUCCEEDED = "succeeded"
     """The manifest is written; rows that failed on their own are counted in it."""
     FAILED = "failed"
-    """A chunk used up its attempts; the parts that are done stay readable."""
+    """A chunk used up its attempts, and all others are done: they stay readable, `retry` does the rest."""
+    CANCELLING = "cancelling"
+    """Asked to stop; a chunk is still being put down."""
+    CANCELLED = "cancelled"
+    """Stopped; the parts that are done stay readable, `retry` does the rest."""
+    EXPIRED = "expired"
+    """Its time is up: the results are deleted, the record stays."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more happens to the job unless somebody asks for it."""
+        return self in _FINAL
+
+
+_FINAL = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED}
 
 
 class JobOptions(StrictRecord):
@@ -56,8 +72,12 @@ class JobOptions(StrictRecord):
     )
     compression: Literal["none", "zstd"] = Field("none", description="of the Parquet columns")
     chunk_rows: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
-        None, description="prompts in one part; default the server's setting"
+        None, description="prompts in one part, at most; default the server's setting"
     )
+    chunk_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="estimated tokens in one part, at most; default the server's setting"
+    )
+    deduplicate: bool = Field(True, description="whether prompts that are the same are encoded once")
 
 
 class EncoderInfo(View):
@@ -104,6 +124,9 @@ class JobRecord(Record):
     num_prompts: int
     num_chunks: int
     chunk_rows: int
+    chunk_tokens: int
+    deduplicate: bool
+    estimated_bytes: int = Field(description="of all parts, from the lengths of the prompts")
     dtype: DtypeName
     layout: Literal["own_rows", "dense"]
     compression: Literal["none", "zstd"]
@@ -112,14 +135,21 @@ class JobRecord(Record):
 
 
 class ChunkFailure(Record):
-    """`failures/{chunk}.json`: what went wrong with a chunk as a whole, and how often it was tried."""
+    """`failures/{chunk}.json`: what went wrong with a chunk as a whole, and how often."""
 
     version: Literal[1] = 1
     chunk: int
-    attempts: int
-    gave_up: bool = Field(description="the attempts are used up: the job has failed")
+    attempts: int = Field(description="that ended in an error")
+    crashes: int = Field(description="attempts whose worker died, through this chunk or by chance")
+    gave_up: bool = Field(description="the attempts are used up: the job will have failed")
     error: str
     failed_at: datetime
+
+
+class Mark(Record):
+    """`cancelled` and `expired`: when that was."""
+
+    at: datetime
 
 
 class PartSummary(View):
@@ -141,6 +171,14 @@ class RowError(View):
     index: int
     id: str
     error: str
+
+
+class PartReport(View):
+    """`parts/{chunk}.json`: what is in a part. Written once the part has been checked: only then it counts."""
+
+    version: Literal[1] = 1
+    part: PartSummary
+    errors: list[RowError] = Field(description="the first 1,000 rows that failed")
 
 
 class Manifest(View):
@@ -181,8 +219,15 @@ class JobView(View):
     num_truncated: int | None = Field(description="prompts cut to max_length; known once the job has finished")
     num_parts: int
     num_parts_done: int
+    num_parts_failed: int = Field(0, description="parts whose chunk used up its attempts")
+    estimated_bytes: int = Field(0, description="of all parts together, from the lengths of the prompts")
     options: JobOptions
     fingerprint: str
     metadata: dict[str, str]
     error: str | None
     parts: list[PartView]
+
+
+def as_json(record: Record | View) -> bytes:
+    """Return a record as the content of a file."""
+    return record.model_dump_json(indent=2).encode("utf-8") + b"\n"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import SettingsError
+from jobs.storage import OBJECT_STORES
 
 _PREFIX = "LAYERSTACK_"
 DEMO_MODEL = "demo"
@@ -24,7 +26,11 @@ class Settings(BaseSettings):
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: redis://, rediss:// or unix://"
     )
     reply_url: SecretStr | None = Field(None, description="a second Redis for large replies; default the broker")
-    storage: str = Field("layerstack-data", description="folder that holds the jobs")
+    storage: str = Field("layerstack-data", description="folder that holds the jobs, or s3://bucket/prefix, gs://…")
+    storage_reserve_bytes: int = Field(2**28, ge=0, description="bytes of a local storage that jobs leave free")
+    local_dir: str | None = Field(None, description="folder for what is no result; default a local storage")
+    retention_hours: float | None = Field(None, gt=0, description="hours until a finished job's results are deleted")
+    abandoned_after_s: float = Field(600, gt=0, description="seconds until an upload that was cut off is deleted")
 
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(7860, ge=1, le=65535, description="port the API listens on")
@@ -33,7 +39,8 @@ class Settings(BaseSettings):
     prompt_max_chars: int = Field(200_000, ge=1, description="characters in one prompt")
     body_max_bytes: int = Field(64 * 2**20, ge=1, description="bytes of a JSON body")
     upload_max_bytes: int = Field(16 * 2**30, ge=1, description="bytes of an uploaded prompt file")
-    chunk_rows: int = Field(256, ge=1, le=100_000, description="prompts in one chunk, and so in one part")
+    chunk_rows: int = Field(2048, ge=1, le=100_000, description="prompts in one chunk, and so in one part, at most")
+    chunk_tokens: int = Field(8192, ge=1, description="token rows stored of one chunk, about, at most")
 
     model: str | None = Field(None, description="folder or hub id of the model, or 'demo'; the worker needs it")
     model_revision: str | None = Field(None, description="branch, tag or commit of a hub id")
@@ -47,7 +54,14 @@ class Settings(BaseSettings):
     deterministic: bool = Field(False, description="the same bits for a prompt in any batch")
     interactive_threads: int = Field(2, ge=1, description="slots that only /predict uses")
     bulk_threads: int = Field(2, ge=1, description="slots that only jobs use")
-    chunk_attempts: int = Field(3, ge=1, description="attempts at a chunk before its job fails")
+    chunk_attempts: int = Field(3, ge=1, description="attempts at a chunk that end in an error, before it is given up")
+    chunk_crashes: int = Field(5, ge=1, description="attempts at a chunk whose worker dies, before it is given up")
+    lease_s: float = Field(30, ge=1, description="seconds without a sign of life until a chunk goes to another worker")
+    reconcile_s: float = Field(5, gt=0, description="seconds between two looks for chunks that got lost")
+    verify_parts: Literal["full", "footer"] = Field(
+        "full", description="what is read of each part before a job succeeds: all of it, or its footer"
+    )
+    deduplicate_bytes: int = Field(2**28, ge=0, description="rows that a worker remembers to encode no prompt twice")
     visibility_timeout_s: int = Field(120, ge=1, description="seconds until a dead worker's messages come back")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
@@ -67,9 +81,9 @@ class Settings(BaseSettings):
 
     @field_validator("storage")
     @classmethod
-    def _local_folder(cls, storage: str) -> str:
-        if "://" in storage:
-            raise ValueError("must be a folder; object stores are not supported")
+    def _known_storage(cls, storage: str) -> str:
+        if "://" in storage and not storage.startswith(OBJECT_STORES):
+            raise ValueError(f"must be a folder, or begin with {' or '.join(OBJECT_STORES)}")
         return storage
 
     @field_validator("log_level")
@@ -78,6 +92,13 @@ class Settings(BaseSettings):
         if level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
             raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
         return level.upper()
+
+    @property
+    def local_folder(self) -> Path:
+        """Where this machine keeps what is no result: the demo checkpoint, the local broker's file."""
+        if self.local_dir is None and "://" in self.storage:
+            return Path("~/.cache/layerstack").expanduser()
+        return Path(self.local_dir or self.storage).expanduser().resolve()
 
     @property
     def effective_reply_url(self) -> str:

@@ -2,57 +2,61 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
-from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from ulid import ULID
 
-from jobs.errors import JobNotFoundError, NoPromptsError, PartNotFoundError, PartNotReadyError
-from jobs.files import sha256_of, written_whole
-from jobs.layout import JobFolder, is_job_id, job_folder, jobs_folder, part_index
-from jobs.parts import open_part, read_prompts, write_prompts
+from jobs.chunking import ChunkLimits
+from jobs.creation import create_job
+from jobs.errors import (
+    JobNotFoundError,
+    JobStateError,
+    PartFormatError,
+    PartNotFoundError,
+    PartNotReadyError,
+    ResultsExpiredError,
+)
+from jobs.layout import JOBS, JobNames, is_job_id, job_names, json_index, part_index
+from jobs.parts import read_prompts
+from jobs.progress import JobFiles
 from jobs.records import (
     ChunkFailure,
     EncoderInfo,
     JobOptions,
     JobRecord,
     JobStatus,
-    JobView,
     Manifest,
-    PartSummary,
-    PartView,
+    Mark,
+    PartReport,
     Prompt,
-    RowError,
+    Record,
+    View,
+    as_json,
 )
+from jobs.storage import Storage
 
-_MANIFEST_ERRORS = 1000
-_MANIFEST_COLUMNS = ["index", "id", "num_tokens", "truncated", "error"]
+_R = TypeVar("_R", bound=BaseModel)
+_KNOWN_JOBS = 256
+_STARTS = TypeAdapter(list[int])
 
 
 class JobStore:
-    """All jobs under one storage folder.
+    """All jobs in a storage.
 
-    Every method that takes a job id raises `JobNotFoundError` if there is no such job.
+    Every method that takes a job id raises `JobNotFoundError` if there is no such job; all raise `StorageError` if the
+    storage fails.
     """
 
-    def __init__(self, storage: str | Path) -> None:
-        self._storage = Path(storage).expanduser().resolve()
-
-    def check(self) -> None:
-        """Make the folder if need be.
-
-        Raises:
-            OSError: it cannot be made or read.
-        """
-        jobs_folder(self._storage).mkdir(parents=True, exist_ok=True)
-        next(jobs_folder(self._storage).iterdir(), None)
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        # What never changes, and is needed for every chunk of a job.
+        self._starts = lru_cache(_KNOWN_JOBS)(self._read_starts)
 
     def create(
         self,
@@ -60,253 +64,274 @@ class JobStore:
         *,
         options: JobOptions,
         encoder: EncoderInfo,
-        default_chunk_rows: int,
+        limits: ChunkLimits,
         metadata: Mapping[str, str],
+        reserve_bytes: int = 0,
     ) -> JobRecord:
-        """Store a new job, reading `prompts` once and holding one chunk of them.
+        """Store a new job, reading `prompts` once and holding a few chunks of them.
 
         Nothing of it stays if this raises, also when `prompts` does.
 
+        Args:
+            prompts: what to encode.
+            options: what the client chose.
+            encoder: who is to encode them.
+            limits: of a chunk, where the options do not say.
+            metadata: kept with the job.
+            reserve_bytes: what the results have to leave free.
+
         Raises:
             NoPromptsError: there are none.
+            NotEnoughSpaceError: the results would not fit.
         """
-        created_at = datetime.now(UTC)
-        folder = job_folder(self._storage, str(ULID()))
-        chunk_rows = options.chunk_rows or default_chunk_rows
-        try:
-            num_prompts, num_chunks = _write_chunks(folder, prompts, chunk_rows)
-            record = JobRecord(
-                id=folder.path.name,
-                created_at=created_at,
-                num_prompts=num_prompts,
-                num_chunks=num_chunks,
-                chunk_rows=chunk_rows,
-                dtype=options.dtype or encoder.dtype,
-                layout=options.layout,
-                compression=options.compression,
-                fingerprint=encoder.fingerprint,
-                metadata=dict(metadata),
-            )
-            _write_json(folder.record, record.model_dump_json(indent=2))
-        except BaseException:
-            shutil.rmtree(folder.path, ignore_errors=True)
-            raise
-        return record
-
-    def remove(self, job_id: str) -> None:
-        """Delete a job and its results."""
-        shutil.rmtree(self._existing(job_id).path)
+        job_id = str(ULID())
+        return create_job(
+            self.storage,
+            job_id,
+            prompts,
+            options=options,
+            encoder=encoder,
+            limits=limits,
+            metadata=metadata,
+            reserve_bytes=reserve_bytes,
+        )
 
     def load(self, job_id: str) -> JobRecord:
         """Return what was asked."""
-        return JobRecord.model_validate_json(self._existing(job_id).record.read_bytes())
+        try:
+            return JobRecord.model_validate_json(self.storage.read(job_names(job_id).record))
+        except FileNotFoundError as exc:
+            raise JobNotFoundError(job_id) from exc
+
+    def exists(self, job_id: str) -> bool:
+        """Whether there is such a job."""
+        return self.storage.size(job_names(job_id).record) is not None
+
+    def files(self, job_id: str) -> JobFiles:
+        """Return all that the job's files say."""
+        names, record = job_names(job_id), self.load(job_id)
+        present = {file.name for file in self.storage.files(names.folder)}
+        manifest = self._read_or_none(names.manifest, Manifest) if "manifest.json" in present else None
+        parts = {part.index: part.bytes for part in manifest.parts} if manifest else self._parts(names)
+        return JobFiles(
+            record=record,
+            starts=self._starts(job_id),
+            parts=parts,
+            failures={} if manifest else self._failures(names),
+            manifest=manifest,
+            cancelled=self._read_or_none(names.cancelled, Mark) if "cancelled" in present else None,
+            expired=self._read_or_none(names.expired, Mark) if "expired" in present else None,
+        )
 
     def list_ids(self, *, limit: int, after: str | None = None) -> list[str]:
         """Return up to `limit` job ids, newest first, those older than `after` if that is given."""
-        folder = jobs_folder(self._storage)
-        names = (path.name for path in folder.iterdir()) if folder.is_dir() else iter(())
-        older = sorted((n for n in names if is_job_id(n) and (after is None or n < after)), reverse=True)
-        return list(islice((n for n in older if JobFolder(folder / n).record.is_file()), limit))
+        folders = (name for name in self.storage.folders(JOBS) if is_job_id(name))
+        older = sorted((name for name in folders if after is None or name < after), reverse=True)
+        return list(islice((job_id for job_id in older if self.exists(job_id)), limit))
+
+    def num_rows(self, job_id: str, chunk: int) -> int:
+        """Return how many prompts a chunk has."""
+        starts = self._starts(job_id)
+        return starts[chunk + 1] - starts[chunk]
 
     def prompts(self, job_id: str, chunk: int) -> Iterator[tuple[int, Prompt]]:
         """Yield a chunk's prompts with their positions in the job."""
-        return read_prompts(self._existing(job_id).prompts(chunk))
+        try:
+            with self.storage.open(job_names(job_id).prompts(chunk)) as file:
+                yield from read_prompts(file)
+        except FileNotFoundError as exc:
+            raise JobNotFoundError(job_id) from exc
 
-    def has_part(self, job_id: str, chunk: int) -> bool:
-        """Whether a chunk is done."""
-        return self._existing(job_id).part(chunk).is_file()
+    # What workers write.
 
     @contextmanager
     def new_part(self, job_id: str, chunk: int) -> Iterator[IO[bytes]]:
-        """Open a part for writing; it exists once the block has ended well.
+        """Open a part for writing; it is there once the block has ended well, and counts once `count_part` is called.
 
-        If somebody else has written it meanwhile, theirs stays: a manifest may have its digest already.
+        Raises:
+            FileExistsError: at the end, if somebody else has written it meanwhile: theirs stays.
         """
-        with written_whole(self._existing(job_id).part(chunk), keep_existing=True) as file:
+        with self.storage.new_file(job_names(job_id).part(chunk)) as file:
             yield file
 
-    def part_path(self, job_id: str, chunk: int) -> Path:
-        """Return the file of a finished part.
+    def count_part(self, job_id: str, report: PartReport) -> None:
+        """Let a part that has been checked count."""
+        self._write_record(job_names(job_id).report(report.part.index), report)
+
+    def report(self, job_id: str, chunk: int) -> PartReport:
+        """Return what is in a part that counts.
+
+        Raises:
+            PartNotReadyError: it does not count yet.
+            PartFormatError: the report is damaged.
+        """
+        name = job_names(job_id).report(chunk)
+        try:
+            report = self._read_or_none(name, PartReport)
+        except ValidationError as exc:
+            raise PartFormatError(f"{name} is damaged: {exc}") from exc
+        if report is None:
+            raise PartNotReadyError(f"part {chunk} of job {job_id} is not there yet")
+        return report
+
+    def discard_part(self, job_id: str, chunk: int) -> None:
+        """Delete a part, so that its chunk is done anew."""
+        names = job_names(job_id)
+        self.storage.delete(names.report(chunk))
+        self.storage.delete(names.part(chunk))
+
+    def has_part(self, job_id: str, chunk: int) -> bool:
+        """Whether a chunk is done."""
+        names = job_names(job_id)
+        return self.storage.size(names.report(chunk)) is not None and self.storage.size(names.part(chunk)) is not None
+
+    def note_failure(self, job_id: str, chunk: int, error: str, *, crashed: bool, limit: int) -> ChunkFailure:
+        """Note that an attempt at a chunk failed, and whether it was the last.
+
+        Args:
+            job_id: which job.
+            chunk: which chunk of it.
+            error: what happened.
+            crashed: whether its worker died.
+            limit: attempts of this kind that a chunk has.
+        """
+        name = job_names(job_id).failure(chunk)
+        earlier = self._read_or_none(name, ChunkFailure)
+        attempts = (earlier.attempts if earlier else 0) + (not crashed)
+        crashes = (earlier.crashes if earlier else 0) + crashed
+        failure = ChunkFailure(
+            chunk=chunk,
+            attempts=attempts,
+            crashes=crashes,
+            gave_up=(crashes if crashed else attempts) >= limit,
+            error=error,
+            failed_at=datetime.now(UTC),
+        )
+        self._write_record(name, failure)
+        return failure
+
+    def failure(self, job_id: str, chunk: int) -> ChunkFailure | None:
+        """Return what went wrong with a chunk so far, if anything did."""
+        return self._read_or_none(job_names(job_id).failure(chunk), ChunkFailure)
+
+    def write_manifest(self, job_id: str, manifest: Manifest) -> None:
+        """Finish a job, unless it is finished already."""
+        try:
+            with self.storage.new_file(job_names(job_id).manifest) as file:
+                file.write(as_json(manifest))
+        except FileExistsError:
+            return
+
+    # What clients ask for.
+
+    def cancel(self, job_id: str) -> None:
+        """Mark a job to be stopped.
+
+        Raises:
+            JobStateError: it is finished.
+        """
+        status = self.files(job_id).status()
+        if status is JobStatus.CANCELLED:
+            return
+        if status.is_final:
+            raise JobStateError(f"job {job_id} is {status} and cannot be cancelled")
+        self._write_record(job_names(job_id).cancelled, Mark(at=datetime.now(UTC)))
+
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether a job is to be stopped, or deleted."""
+        return self.storage.size(job_names(job_id).cancelled) is not None or not self.exists(job_id)
+
+    def retry(self, job_id: str) -> None:
+        """Let a job go on that failed or was cancelled; one that succeeded is checked again, and repaired.
+
+        Raises:
+            JobStateError: its results have expired.
+        """
+        names = job_names(job_id)
+        if self.files(job_id).expired:
+            raise JobStateError(f"job {job_id} has expired: its prompts and results are deleted")
+        for file in self.storage.files(names.failures_folder):
+            self.storage.delete(f"{names.failures_folder}/{file.name}")
+        self.storage.delete(names.cancelled)
+        self.storage.delete(names.manifest)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job and its results. From the first moment there is no such job any more."""
+        names = job_names(job_id)
+        if not self.exists(job_id):
+            raise JobNotFoundError(job_id)
+        self.storage.delete(names.record)
+        self.storage.delete_folder(names.folder)
+
+    def expire(self, job_id: str) -> None:
+        """Delete a job's prompts and results; the record and the manifest stay. May be called again."""
+        names = job_names(job_id)
+        if self.storage.size(names.expired) is None:
+            self._write_record(names.expired, Mark(at=datetime.now(UTC)))
+        for folder in (names.parts_folder, names.prompts_folder, names.failures_folder):
+            self.storage.delete_folder(folder)
+
+    def part_name(self, job_id: str, chunk: int) -> str:
+        """Return the name in storage of a part that counts.
 
         Raises:
             PartNotFoundError: the job never has such a part.
             PartNotReadyError: it is not there yet; the message tells the job's status.
+            ResultsExpiredError: it is not there any more.
         """
         record = self.load(job_id)
         if not 0 <= chunk < record.num_chunks:
             last = record.num_chunks - 1
             raise PartNotFoundError(f"job {job_id} has no part {chunk}: its parts are 0 to {last}")
-        path = self._existing(job_id).part(chunk)
-        if path.is_file():
-            return path
-        raise PartNotReadyError(f"part {chunk} of job {job_id} is not there yet: the job is {self.view(job_id).status}")
-
-    def record_failure(self, job_id: str, chunk: int, error: str, max_attempts: int) -> ChunkFailure:
-        """Note that an attempt at a chunk failed, and whether it was the last."""
-        path = self._existing(job_id).failure(chunk)
-        earlier = ChunkFailure.model_validate_json(path.read_bytes()).attempts if path.is_file() else 0
-        attempts = earlier + 1
-        failure = ChunkFailure(
-            chunk=chunk,
-            attempts=attempts,
-            gave_up=attempts >= max_attempts,
-            error=error,
-            failed_at=datetime.now(UTC),
-        )
-        _write_json(path, failure.model_dump_json(indent=2))
-        return failure
-
-    def finalise(self, job_id: str) -> Manifest | None:
-        """Write the manifest if every part is there; does nothing if it is written already.
-
-        Returns:
-            The manifest, or None while parts are missing.
-        """
-        folder, record = self._existing(job_id), self.load(job_id)
-        if folder.manifest.is_file():
-            return self.manifest(job_id)
-        if any(not folder.part(chunk).is_file() for chunk in range(record.num_chunks)):
-            return None
-        errors: list[RowError] = []
-        parts = [_summarise(folder.part(chunk), chunk, errors) for chunk in range(record.num_chunks)]
-        manifest = Manifest(
-            job_id=job_id,
-            fingerprint=record.fingerprint,
-            finished_at=datetime.now(UTC),
-            rows=sum(part.rows for part in parts),
-            bytes=sum(part.bytes for part in parts),
-            succeeded=sum(part.succeeded for part in parts),
-            failed=sum(part.failed for part in parts),
-            truncated=sum(part.truncated for part in parts),
-            tokens=sum(part.tokens for part in parts),
-            parts=parts,
-            errors=errors,
-        )
-        _write_json(folder.manifest, manifest.model_dump_json(indent=2))
-        return manifest
+        if self.has_part(job_id, chunk):
+            return job_names(job_id).part(chunk)
+        status = self._status_without_expired(job_id)
+        raise PartNotReadyError(f"part {chunk} of job {job_id} is not there yet: the job is {status}")
 
     def manifest(self, job_id: str) -> Manifest:
         """Return what came out.
 
         Raises:
             PartNotReadyError: the job has not finished; the message tells its status.
+            ResultsExpiredError: the results are not there any more.
         """
-        path = self._existing(job_id).manifest
-        if not path.is_file():
-            raise PartNotReadyError(f"job {job_id} has no results yet: it is {self.view(job_id).status}")
-        return Manifest.model_validate_json(path.read_bytes())
+        status = self._status_without_expired(job_id)
+        manifest = self._read_or_none(job_names(job_id).manifest, Manifest)
+        if manifest is None:
+            raise PartNotReadyError(f"job {job_id} has no results yet: it is {status}")
+        return manifest
 
-    def view(self, job_id: str, progress: Mapping[int, int] | None = None) -> JobView:
-        """Return how far a job got.
+    def _status_without_expired(self, job_id: str) -> JobStatus:
+        files = self.files(job_id)
+        if files.expired:
+            raise ResultsExpiredError(f"the results of job {job_id} expired at {files.expired.at:%Y-%m-%d %H:%M} UTC")
+        return files.status()
 
-        Args:
-            job_id: which job.
-            progress: rows encoded so far of chunks being worked on, if anybody knows.
-        """
-        folder, record = self._existing(job_id), self.load(job_id)
-        done = sorted(n for path in _listed(folder.parts) if (n := part_index(path)) is not None)
-        finished = set(done)
-        started = {chunk: rows for chunk, rows in (progress or {}).items() if chunk not in finished}
-        manifest = self.manifest(job_id) if folder.manifest.is_file() else None
-        failure = None if manifest else _hopeless(folder)
-        num_done = sum(_rows_in_chunk(record, chunk) for chunk in done) + sum(started.values())
-        return JobView(
-            id=record.id,
-            status=_status(succeeded=manifest is not None, failed=failure is not None, running=bool(done or started)),
-            created_at=record.created_at,
-            finished_at=manifest.finished_at if manifest else failure.failed_at if failure else None,
-            num_prompts=record.num_prompts,
-            num_done=min(num_done, record.num_prompts),
-            num_failed=manifest.failed if manifest else None,
-            num_truncated=manifest.truncated if manifest else None,
-            num_parts=record.num_chunks,
-            num_parts_done=len(done),
-            options=JobOptions(
-                dtype=record.dtype,
-                layout=record.layout,
-                compression=record.compression,
-                chunk_rows=record.chunk_rows,
-            ),
-            fingerprint=record.fingerprint,
-            metadata=record.metadata,
-            error=f"chunk {failure.chunk}, after {failure.attempts} attempts: {failure.error}" if failure else None,
-            parts=[
-                PartView(index=n, bytes=folder.part(n).stat().st_size, url=f"/jobs/{record.id}/parts/{n}") for n in done
-            ],
-        )
+    def _read_starts(self, job_id: str) -> list[int]:
+        try:
+            return _STARTS.validate_json(self.storage.read(job_names(job_id).chunks))
+        except FileNotFoundError as exc:
+            raise JobNotFoundError(job_id) from exc
 
-    def _existing(self, job_id: str) -> JobFolder:
-        folder = job_folder(self._storage, job_id)
-        if not folder.record.is_file():
-            raise JobNotFoundError(job_id)
-        return folder
+    def _parts(self, names: JobNames) -> dict[int, int]:
+        files = self.storage.files(names.parts_folder)
+        checked = {json_index(file.name) for file in files}
+        return {n: file.size for file in files if (n := part_index(file.name)) is not None and n in checked}
 
+    def _failures(self, names: JobNames) -> dict[int, ChunkFailure]:
+        found: dict[int, ChunkFailure] = {}
+        for file in self.storage.files(names.failures_folder):
+            chunk = json_index(file.name)
+            failure = None if chunk is None else self._read_or_none(names.failure(chunk), ChunkFailure)
+            if failure is not None:
+                found[failure.chunk] = failure
+        return found
 
-def _write_chunks(folder: JobFolder, prompts: Iterable[Prompt], chunk_rows: int) -> tuple[int, int]:
-    """Write `prompts` chunk by chunk; returns how many prompts and chunks there are."""
-    num_prompts = num_chunks = 0
-    waiting = iter(prompts)
-    while chunk := list(islice(waiting, chunk_rows)):
-        with written_whole(folder.prompts(num_chunks)) as file:
-            write_prompts(file, num_prompts, chunk)
-        num_prompts += len(chunk)
-        num_chunks += 1
-    if not num_prompts:
-        raise NoPromptsError("a job needs at least one prompt")
-    return num_prompts, num_chunks
+    def _read_or_none(self, name: str, kind: type[_R]) -> _R | None:
+        try:
+            return kind.model_validate_json(self.storage.read(name))
+        except FileNotFoundError:
+            return None
 
-
-def _status(*, succeeded: bool, failed: bool, running: bool) -> JobStatus:
-    if succeeded:
-        return JobStatus.SUCCEEDED
-    if failed:
-        return JobStatus.FAILED
-    return JobStatus.RUNNING if running else JobStatus.QUEUED
-
-
-def _rows_in_chunk(record: JobRecord, chunk: int) -> int:
-    return min(record.chunk_rows, record.num_prompts - chunk * record.chunk_rows)
-
-
-def _hopeless(folder: JobFolder) -> ChunkFailure | None:
-    """Return the failure of the first chunk that has used up its attempts, finishing the job included."""
-    for path in sorted(_listed(folder.failures)):
-        if path.suffix == ".json" and not path.name.startswith("."):
-            failure = ChunkFailure.model_validate_json(path.read_bytes())
-            if failure.gave_up:
-                return failure
-    return None
-
-
-def _summarise(path: Path, index: int, errors: list[RowError]) -> PartSummary:
-    """Describe a finished part, and add its failed rows to `errors` while there is room."""
-    with closing(open_part(path)) as part:
-        table = part.read(columns=_MANIFEST_COLUMNS)
-    bad = table.filter(pc.is_valid(table["error"]))
-    errors += [
-        RowError(index=row["index"], id=row["id"], error=row["error"])
-        for row in bad.slice(0, _MANIFEST_ERRORS - len(errors)).to_pylist()
-    ]
-    return PartSummary(
-        index=index,
-        rows=table.num_rows,
-        bytes=path.stat().st_size,
-        sha256=sha256_of(path),
-        succeeded=table.num_rows - bad.num_rows,
-        failed=bad.num_rows,
-        truncated=_total(table["truncated"]),
-        tokens=_total(table["num_tokens"]),
-    )
-
-
-def _total(column: pa.ChunkedArray) -> int:
-    return pc.sum(column).as_py() or 0
-
-
-def _listed(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _write_json(path: Path, text: str) -> None:
-    with written_whole(path) as file:
-        file.write(text.encode("utf-8") + b"\n")
+    def _write_record(self, name: str, record: Record | View) -> None:
+        self.storage.write(name, as_json(record))

@@ -13,7 +13,7 @@ from typing import Any, Self
 import httpx
 
 from jobs.files import sha256_of, written_whole
-from jobs.layout import JobFolder
+from jobs.layout import JobNames
 from jobs.records import EncoderInfo, JobView, Manifest, PartSummary
 from jobs.tensors import Array, load_tensors
 from layerstack.errors import DownloadError, ServerError, ServerUnreachableError
@@ -118,11 +118,11 @@ class Client:
         """
         content = self._send("GET", f"/jobs/{job_id}/results").content
         manifest = Manifest.model_validate_json(content)
-        target = JobFolder(folder)
+        target = JobNames(str(folder))
         for part in manifest.parts:
-            self._fetch_part(job_id, part, target.part(part.index))
+            self._fetch_part(job_id, part, Path(target.part(part.index)))
             on_part(part)
-        with written_whole(target.manifest) as file:
+        with written_whole(Path(target.manifest)) as file:
             file.write(content)
         return manifest
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import PartFormatError
-from jobs.layout import JobFolder, part_index
+from jobs.layout import JobNames, part_index
 from jobs.parts import PartHeader, open_part, read_header
 from jobs.records import JobRecord, Manifest
 from jobs.tensors import DTYPES, Array, dense_rows, text_ids
@@ -164,25 +164,27 @@ def _part_paths(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ReadError(f"{path}: no such file or folder")
-    job = JobFolder(path)
-    if not (job.parts.is_dir() or job.record.is_file() or job.manifest.is_file()):
+    job = JobNames(str(path))
+    manifest, record, parts = Path(job.manifest), Path(job.record), Path(job.parts_folder)
+    if not (parts.is_dir() or record.is_file() or manifest.is_file()):
         return _listed(path)
-    if job.manifest.is_file():
-        num_parts = len(Manifest.model_validate_json(job.manifest.read_bytes()).parts)
-    elif job.record.is_file():
-        num_parts = JobRecord.model_validate_json(job.record.read_bytes()).num_chunks
+    if manifest.is_file():
+        num_parts = len(Manifest.model_validate_json(manifest.read_bytes()).parts)
+    elif record.is_file():
+        num_parts = JobRecord.model_validate_json(record.read_bytes()).num_chunks
     else:
-        return _listed(job.parts)
-    if missing := [n for n in range(num_parts) if not job.part(n).is_file()]:
+        return _listed(parts)
+    paths = [Path(job.part(n)) for n in range(num_parts)]
+    if missing := [part for part in paths if not part.is_file()]:
         raise ReadError(
-            f"{path}: {len(missing)} of {num_parts} parts are missing, the first is {job.part(missing[0]).name}; "
-            f"to read what is there, open {job.parts}"
+            f"{path}: {len(missing)} of {num_parts} parts are missing, the first is {missing[0].name}; "
+            f"to read what is there, open {parts}"
         )
-    return [job.part(n) for n in range(num_parts)]
+    return paths
 
 
 def _listed(folder: Path) -> list[Path]:
-    numbered = sorted((n, path) for path in folder.iterdir() if (n := part_index(path)) is not None)
+    numbered = sorted((n, path) for path in folder.iterdir() if (n := part_index(path.name)) is not None)
     if not numbered:
         raise ReadError(f"{folder}: no parts (00000.parquet, …) in this folder")
     return [path for _, path in numbered]

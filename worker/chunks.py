@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
-from encoder import Encoder, Encoding, Engine, PromptError
+from encoder import DeviceFailedError, Encoder, Engine, EngineClosedError
+from jobs.errors import PartFormatError, StorageFullError
 from jobs.parts import EncodedRow, PartHeader, PartWriter
-from jobs.records import JobRecord, Prompt
+from jobs.records import JobRecord, PartReport, Prompt
+from jobs.results import DigestingFile, inspect_part
 from jobs.store import JobStore
 from worker.errors import FingerprintMismatchError, HandedBackError
+from worker.recall import EncodedPrompt, PendingPrompt, Recall, Results
 from worker.rows import to_numpy
 
-_Results = list[Encoding | PromptError]
+_Indexed = tuple[int, Prompt]
+_Encoded = tuple[_Indexed, EncodedPrompt]
 # Prompts of one submission: small, so that progress is told and a stop is seen often. The engine puts many together.
 _SUBMISSION = 8
 # Forwards' worth of rows that may wait in the engine: one would be gone before the next submission is tokenized.
@@ -22,85 +28,165 @@ _FORWARDS_AHEAD = 2
 _STOP_POLL_S = 0.1
 
 
-def encode_chunk(
-    store: JobStore,
-    engine: Engine,
-    job_id: str,
-    chunk: int,
-    *,
-    stopping: Callable[[], bool],
-    on_progress: Callable[[int], None],
-) -> None:
-    """Write the part of a chunk, and the manifest if it was the last. Does nothing twice: a part that is there stays.
+class Watch(Protocol):
+    """Looks after a chunk while it is worked on."""
 
-    Args:
-        store: where the job is.
+    def check(self) -> None:
+        """Find out whether to go on.
+
+        Raises:
+            ChunkStoppedError: no.
+        """
+
+    def progress(self, rows: int) -> None:
+        """Hear how many rows are encoded."""
+
+
+@dataclass(frozen=True)
+class ChunkEncoder:
+    """Encodes chunks.
+
+    Attributes:
+        store: where the jobs are.
         engine: whose rows are written.
-        job_id: which job.
-        chunk: which chunk of it.
-        stopping: asked while rows are awaited.
-        on_progress: told every few rows how many are done.
-
-    Raises:
-        JobNotFoundError: the job has been deleted.
-        FingerprintMismatchError: the job was made for another encoder.
-        HandedBackError: `stopping` said yes; nothing has been written.
-        OSError: the storage failed.
+        recall: remembers rows of prompts that may come again.
+        reserve_bytes: of the storage, to be left free.
     """
-    record = store.load(job_id)
-    encoder = engine.encoder
-    if not store.has_part(job_id, chunk):
+
+    store: JobStore
+    engine: Engine
+    recall: Recall
+    reserve_bytes: int = 0
+
+    def encode(self, job_id: str, chunk: int, watch: Watch) -> None:
+        """Write the part of a chunk, unless there is one.
+
+        Raises:
+            JobNotFoundError: the job has been deleted.
+            FingerprintMismatchError: the job was made for another encoder.
+            ChunkStoppedError: `watch` said so, or the engine is closed; nothing has been written.
+            StorageError: the storage failed.
+        """
+        store, encoder = self.store, self.engine.encoder
+        record = store.load(job_id)
+        watch.check()
+        if store.has_part(job_id, chunk):
+            return
         if record.fingerprint != encoder.fingerprint:
             raise FingerprintMismatchError(
                 f"the job was made for the encoder {record.fingerprint}, this worker runs {encoder.fingerprint} "
                 f"({encoder.model})"
             )
-        done = 0
-        header = _header(record, encoder)
-        with store.new_part(job_id, chunk) as file, PartWriter(file, header, record.compression) as part:
-            for batch, results in _encode(engine, store.prompts(job_id, chunk), stopping):
-                for (index, prompt), result in zip(batch, results, strict=True):
-                    part.write(_row(index, prompt, result))
-                done += len(batch)
-                on_progress(done)
-    store.finalise(job_id)
+        report = self._found(job_id, chunk)
+        if report is None:
+            self._check_space(record)
+            report = self._write(record, chunk, watch)
+        store.count_part(job_id, report)
 
+    def _found(self, job_id: str, chunk: int) -> PartReport | None:
+        """Check a part that somebody wrote who died before it counted."""
+        try:
+            return inspect_part(self.store, job_id, chunk)
+        except FileNotFoundError:
+            return None
+        except PartFormatError:
+            self.store.discard_part(job_id, chunk)
+            return None
 
-def _encode(
-    engine: Engine, prompts: Iterator[tuple[int, Prompt]], stopping: Callable[[], bool]
-) -> Iterator[tuple[list[tuple[int, Prompt]], _Results]]:
-    """Yield prompts with their results, in order, keeping the engine busy with those that follow."""
-    pending: deque[tuple[list[tuple[int, Prompt]], Future[_Results]]] = deque()
-    try:
-        while batch := list(islice(prompts, _SUBMISSION)):
-            # What is done is written first, or it would pile up whenever the storage is slower than the encoder.
-            while pending and (pending[0][1].done() or engine.waiting_rows > _FORWARDS_AHEAD * engine.token_budget):
-                yield pending[0][0], _await(pending[0][1], stopping)
+    def _check_space(self, record: JobRecord) -> None:
+        free, needed = self.store.storage.free_bytes(), record.estimated_bytes // record.num_chunks
+        if free is not None and free < needed + self.reserve_bytes:
+            raise StorageFullError(
+                f"the storage has {free} bytes left, the next part takes about {needed}, "
+                f"and {self.reserve_bytes} are to stay free"
+            )
+
+    def _write(self, record: JobRecord, chunk: int, watch: Watch) -> PartReport:
+        header = _header(record, self.engine.encoder)
+        prompts = self.store.prompts(record.id, chunk)
+        rows = self._encoded(record, prompts, watch)
+        try:
+            with self.store.new_part(record.id, chunk) as file:
+                digesting, done = DigestingFile(file), 0
+                with PartWriter(digesting, header, record.compression) as part:
+                    for (index, prompt), encoded in rows:
+                        part.write(_row(index, prompt, encoded))
+                        done += 1
+                        watch.progress(done)
+                watch.check()
+        except FileExistsError:  # another worker was faster
+            return inspect_part(self.store, record.id, chunk)
+        return part.counts.report(chunk, digesting.size, digesting.sha256)
+
+    def _encoded(self, record: JobRecord, prompts: Iterator[_Indexed], watch: Watch) -> Iterator[_Encoded]:
+        """Yield prompts with their rows, in order, keeping the engine busy with those that follow."""
+        engine, pending = self.engine, deque[_Submission]()
+        try:
+            while batch := list(islice(prompts, _SUBMISSION)):
+                # What is done is written first, or it would pile up whenever the storage is slower than the encoder.
+                while pending and (pending[0].done or engine.waiting_rows > _FORWARDS_AHEAD * engine.token_budget):
+                    yield from self._results(record, pending[0], watch)
+                    pending.popleft()
+                watch.check()
+                pending.append(self._submit(record, batch))
+            while pending:
+                yield from self._results(record, pending[0], watch)
                 pending.popleft()
-            if stopping():
-                raise HandedBackError("the worker is stopping")
-            pending.append((batch, engine.submit([prompt.prompt for _, prompt in batch])))
-        while pending:
-            yield pending[0][0], _await(pending[0][1], stopping)
-            pending.popleft()
-    finally:
-        for _, future in pending:
-            future.cancel()
+        except (EngineClosedError, DeviceFailedError) as exc:
+            raise HandedBackError(str(exc)) from exc
+        finally:
+            for submission in pending:
+                submission.future.cancel()
+                self.recall.forget(record.id, submission.prompts, submission.future)
+
+    def _submit(self, record: JobRecord, batch: list[_Indexed]) -> _Submission:
+        prompts = [prompt.prompt for _, prompt in batch]
+        if record.deduplicate:
+            return _Submission(batch, prompts, *self.recall.submit(record.id, prompts))
+        future = self.engine.submit(prompts)
+        return _Submission(batch, prompts, [PendingPrompt(future, n) for n in range(len(prompts))], future)
+
+    def _results(self, record: JobRecord, submission: _Submission, watch: Watch) -> Iterator[_Encoded]:
+        for (index, prompt), entry in zip(submission.batch, submission.entries, strict=True):
+            encoded = entry if isinstance(entry, EncodedPrompt) else self._await(record, prompt.prompt, entry, watch)
+            yield (index, prompt), encoded
+
+    def _await(self, record: JobRecord, prompt: str, pending: PendingPrompt, watch: Watch) -> EncodedPrompt:
+        while True:
+            while not pending.future.done():
+                watch.check()
+                wait([pending.future], timeout=_STOP_POLL_S)
+            try:
+                encoded = pending.result()
+            except CancelledError:  # by another chunk, which had it submitted and has been put down
+                entry = self.recall.submit(record.id, [prompt])[0][0]
+                if isinstance(entry, EncodedPrompt):
+                    return entry
+                pending = entry
+            else:
+                if record.deduplicate:
+                    self.recall.remember(record.id, prompt, encoded)
+                return encoded
 
 
-def _await(future: Future[_Results], stopping: Callable[[], bool]) -> _Results:
-    while not future.done():
-        if stopping():
-            raise HandedBackError("the worker is stopping")
-        wait([future], timeout=_STOP_POLL_S)
-    return future.result()
+@dataclass(frozen=True, eq=False)
+class _Submission:
+    """A few prompts of a chunk, and what came or will come out for each; `future` is of those that were not known."""
+
+    batch: list[_Indexed]
+    prompts: list[str]
+    entries: list[PendingPrompt | EncodedPrompt]
+    future: Future[Results]
+
+    @property
+    def done(self) -> bool:
+        return all(isinstance(entry, EncodedPrompt) or entry.future.done() for entry in self.entries)
 
 
-def _row(index: int, prompt: Prompt, result: Encoding | PromptError) -> EncodedRow:
-    if isinstance(result, PromptError):
-        return EncodedRow(index, prompt.id, prompt.prompt, error=result.reason)
-    own_rows = to_numpy(result.own_rows)
-    return EncodedRow(index, prompt.id, prompt.prompt, own_rows, result.num_tokens, result.truncated)
+def _row(index: int, prompt: Prompt, encoded: EncodedPrompt) -> EncodedRow:
+    return EncodedRow(
+        index, prompt.id, prompt.prompt, encoded.own_rows, encoded.num_tokens, encoded.truncated, encoded.error
+    )
 
 
 def _header(record: JobRecord, encoder: Encoder) -> PartHeader:

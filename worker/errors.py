@@ -1,8 +1,11 @@
 """What can go wrong in the worker room.
 
 WorkerError
-├── HandedBackError            the worker is stopping; the chunk goes back to the queue
-└── FingerprintMismatchError   the job was made for another encoder than this worker's
+├── ChunkStoppedError              work on a chunk ends before its part is written, and nobody is to blame
+│   ├── HandedBackError            the worker is stopping; the chunk goes back to the queue
+│   ├── JobCancelledError          the job is to be stopped, or has been deleted
+│   └── LeaseLostError             another worker has taken the chunk over
+└── FingerprintMismatchError       the job was made for another encoder than this worker's
 """
 
 from __future__ import annotations
@@ -12,8 +15,20 @@ class WorkerError(Exception):
     """Base class of every error that the worker raises on purpose."""
 
 
-class HandedBackError(WorkerError):
+class ChunkStoppedError(WorkerError):
+    """Work on a chunk ends before its part is written, and nobody is to blame."""
+
+
+class HandedBackError(ChunkStoppedError):
     """The worker is stopping; the chunk goes back to the queue unfinished."""
+
+
+class JobCancelledError(ChunkStoppedError):
+    """The job is to be stopped, or has been deleted."""
+
+
+class LeaseLostError(ChunkStoppedError):
+    """This worker gave no sign of life for so long that another has taken the chunk over."""
 
 
 class FingerprintMismatchError(WorkerError):

@@ -10,6 +10,7 @@ import logging
 import signal
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,12 +22,20 @@ from kombu.asynchronous import set_event_loop
 from redis import Redis
 
 from encoder import Encoder, EncoderConfig, EncoderError, Engine
-from jobs.layout import demo_folder
+from jobs.errors import SettingsError, StorageError
 from jobs.queue import BULK, INTERACTIVE, make_celery
 from jobs.settings import DEMO_MODEL, Settings
+from jobs.storage import open_storage
 from jobs.store import JobStore
+from worker.chunks import ChunkEncoder
+from worker.housekeeping import Housekeeper
+from worker.leases import Leases
+from worker.notes import JobNotes
 from worker.presence import Presence
+from worker.recall import Recall
+from worker.reconciler import Reconciler
 from worker.tasks import Tasks
+from worker.turns import Turns
 
 logger = logging.getLogger(__name__)
 _SOCKET_TIMEOUT_S = 15.0
@@ -40,10 +49,10 @@ def run(settings: Settings) -> int:
     Returns:
         The exit code: 0 after a signal, 1 if the worker cannot start or its consumers end by themselves.
     """
-    store = JobStore(settings.storage)
     try:
-        store.check()
-    except OSError as exc:
+        store = JobStore(open_storage(settings.storage))
+        store.storage.check()
+    except (StorageError, SettingsError) as exc:
         logger.error("LAYERSTACK_STORAGE=%r cannot be used: %s", settings.storage, exc)  # noqa: TRY400 - the message says it all
         return 1
     encoder = _load(settings)
@@ -51,16 +60,51 @@ def run(settings: Settings) -> int:
         return 1
     stopping = threading.Event()
     redis = _connect(settings.broker_url.get_secret_value())
-    with Engine(encoder) as engine, Presence(redis, encoder):
+    with Engine(encoder) as engine, Presence(redis, encoder), Leases(redis, settings.lease_s) as leases:
+        notes = JobNotes(redis)
+        recall = Recall(engine, settings.deduplicate_bytes)
         tasks = Tasks(
             engine=engine,
-            store=store,
-            redis=redis,
+            chunks=ChunkEncoder(store, engine, recall, settings.storage_reserve_bytes),
+            leases=leases,
+            notes=notes,
             reply_redis=_connect(settings.effective_reply_url),
             chunk_attempts=settings.chunk_attempts,
             stopping=stopping,
+            turns=Turns(),
         )
-        return _consume(settings, tasks, engine, stopping)
+        reconciler = threading.Thread(
+            target=_reconciler(settings, store, redis, notes, encoder.fingerprint, stopping).run, name="reconciler"
+        )
+        reconciler.start()
+        try:
+            return _consume(settings, tasks, engine, stopping)
+        finally:
+            stopping.set()
+            reconciler.join()
+
+
+def _reconciler(
+    settings: Settings, store: JobStore, redis: Redis, notes: JobNotes, fingerprint: str, stopping: threading.Event
+) -> Reconciler:
+    hours = settings.retention_hours
+    return Reconciler(
+        store=store,
+        redis=redis,
+        app=make_celery(settings),
+        notes=notes,
+        housekeeper=Housekeeper(
+            store,
+            retention=None if hours is None else timedelta(hours=hours),
+            abandoned_after=timedelta(seconds=settings.abandoned_after_s),
+        ),
+        fingerprint=fingerprint,
+        slots=settings.bulk_threads,
+        search_every_s=settings.reconcile_s,
+        chunk_crashes=settings.chunk_crashes,
+        read_all=settings.verify_parts == "full",
+        stopping=stopping,
+    )
 
 
 def _load(settings: Settings) -> Encoder | None:
@@ -100,7 +144,7 @@ def _demo(settings: Settings) -> Path:
     from encoder import tiny  # noqa: PLC0415 - needs the real vocabulary's package, which only the demo does
 
     family: tiny.Family = "qwen3" if "qwen3" in EncoderConfig.preset(settings.preset).model_types else "mistral3"
-    folder = demo_folder(Path(settings.storage).expanduser().resolve(), family)
+    folder = settings.local_folder / f"demo-encoder-{family}"
     if not folder.is_dir():
         logger.info("making the demo checkpoint in %s", folder)
         try:

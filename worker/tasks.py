@@ -5,49 +5,53 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery
 from celery.exceptions import Reject
 from pydantic import ValidationError
 from redis import Redis, RedisError
 
 from encoder import DeadlineExceededError, Engine
 from jobs import keys
-from jobs.errors import JobNotFoundError
-from jobs.messages import ChunkMessage, PredictFailure, PredictMessage, pack_reply
+from jobs.errors import JobNotFoundError, StorageError
+from jobs.messages import ChunkMessage, JobEvent, PredictFailure, PredictMessage, pack_reply
 from jobs.queue import CHUNK_TASK, PREDICT_TASK
-from jobs.store import JobStore
-from worker.chunks import encode_chunk
-from worker.errors import HandedBackError
+from worker.chunks import ChunkEncoder
+from worker.errors import (
+    ChunkStoppedError,
+    FingerprintMismatchError,
+    HandedBackError,
+    JobCancelledError,
+    LeaseLostError,
+)
+from worker.leases import Lease, Leases
+from worker.notes import JobNotes
 from worker.predict import answer
+from worker.turns import Turns
 
 logger = logging.getLogger(__name__)
-# A storage that cannot even note a failure is asked again no faster than this.
-_STORAGE_PAUSE_S = 5.0
-# After the first failed attempt; longer after each, so that a short fault does not use up all of them.
-_ATTEMPT_PAUSE_S = 1.0
+# A job's trouble is shown for longer than the pause before the next try, which tells of it again.
+_TROUBLE_SHOWN_S = 150.0
+_PROGRESS_EVERY_S = 0.2
+_LOOK_AT_FILES_EVERY_S = 2.0
+# Before a chunk for another encoder goes back to the queue, where its own workers have to be faster.
+_NOT_MINE_PAUSE_S = 0.5
 
 
+@dataclass(frozen=True)
 class Tasks:
     """The tasks of one worker process, with what they need."""
 
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        store: JobStore,
-        redis: Redis,
-        reply_redis: Redis,
-        chunk_attempts: int,
-        stopping: threading.Event,
-    ) -> None:
-        self._engine = engine
-        self._store = store
-        self._redis = redis
-        self._reply_redis = reply_redis
-        self._chunk_attempts = chunk_attempts
-        self._stopping = stopping
+    engine: Engine
+    chunks: ChunkEncoder
+    leases: Leases
+    notes: JobNotes
+    reply_redis: Redis
+    chunk_attempts: int
+    stopping: threading.Event
+    turns: Turns
 
     def register(self, app: Celery) -> None:
         """Make the tasks known to `app`."""
@@ -55,12 +59,12 @@ class Tasks:
         def predict(message: dict[str, Any]) -> None:
             self.predict(message)
 
-        def chunk(task: Task[..., None], message: dict[str, Any]) -> None:
-            self.chunk(message, (task.request.properties or {}).get("delivery_tag"))
+        def chunk(message: dict[str, Any]) -> None:
+            self.chunk(message)
 
         # Not shared: the other app of this process registers its own.
         app.task(name=PREDICT_TASK, shared=False)(predict)
-        app.task(name=CHUNK_TASK, shared=False, bind=True)(chunk)
+        app.task(name=CHUNK_TASK, shared=False)(chunk)
 
     def predict(self, message: dict[str, Any]) -> None:
         """Answer a request, unless nobody waits for the answer any more."""
@@ -73,7 +77,7 @@ class Tasks:
             logger.info("request %s: its deadline has passed, dropped", request.request_id)
             return
         try:
-            reply = pack_reply(answer(self._engine, request))
+            reply = pack_reply(answer(self.engine, request))
         except DeadlineExceededError as exc:
             logger.info("request %s: %s, dropped", request.request_id, exc)
             return
@@ -81,21 +85,19 @@ class Tasks:
             logger.exception("request %s failed", request.request_id)
             reply = pack_reply(PredictFailure(position=None, reason="the encoder failed; the worker's log says why"))
         key = keys.reply(request.request_id)
-        with self._reply_redis.pipeline() as pipe:
+        with self.reply_redis.pipeline() as pipe:
             pipe.rpush(key, reply)
             pipe.expire(key, keys.REPLY_TTL_S)
             pipe.execute()
 
-    def chunk(self, message: dict[str, Any], delivery_tag: str | None = None) -> None:
-        """Encode a chunk; a failure is noted in the job, and tried again while attempts are left.
+    def chunk(self, message: dict[str, Any]) -> None:
+        """Encode a chunk, and tell the reconciler what came of it: it decides what happens next.
 
         Args:
             message: a `ChunkMessage` as JSON.
-            delivery_tag: what kombu calls this delivery, which is kept from being delivered again meanwhile.
 
         Raises:
-            Reject: the message goes back to the queue, because the worker is stopping, an attempt failed and another
-                is left, or the storage cannot even note a failure.
+            Reject: the message goes back to the queue, because this worker is stopping, or runs another encoder.
         """
         try:
             request = ChunkMessage.model_validate(message)
@@ -103,56 +105,102 @@ class Tasks:
             logger.exception("a chunk message that cannot be read is dropped: %r", message)
             return
         job_id, chunk = request.job_id, request.chunk
-        try:
-            encode_chunk(
-                self._store,
-                self._engine,
-                job_id,
-                chunk,
-                stopping=self._stopping.is_set,
-                on_progress=lambda rows: self._note_progress(request, rows, delivery_tag),
-            )
-        except JobNotFoundError:
-            logger.info("chunk %d of job %s: the job is gone, dropped", chunk, job_id)
-        except HandedBackError as exc:
-            logger.info("handed back: %s", exc)
-            self._forget_progress(job_id, chunk)
-            raise Reject(str(exc), requeue=True) from exc
-        except Exception as exc:
-            logger.exception("chunk %d of job %s failed", chunk, job_id)
-            self._forget_progress(job_id, chunk)
-            self._note_failure(request, f"{type(exc).__name__}: {exc}")
-        else:
-            logger.info("chunk %d of job %s is done", chunk, job_id)
-
-    def _note_failure(self, request: ChunkMessage, error: str) -> None:
-        try:
-            failure = self._store.record_failure(request.job_id, request.chunk, error, self._chunk_attempts)
-        except JobNotFoundError:
+        lease = self._lease(job_id, chunk)
+        if lease is None:
+            logger.info("chunk %d of job %s is with another worker, dropped", chunk, job_id)
             return
-        except OSError as exc:
-            self._stopping.wait(_STORAGE_PAUSE_S)
-            raise Reject(f"the storage cannot note a failure: {exc}", requeue=True) from exc
-        if not failure.gave_up:
-            self._stopping.wait(failure.attempts * _ATTEMPT_PAUSE_S)
-            raise Reject(f"attempt {failure.attempts} failed", requeue=True)
-
-    def _note_progress(self, request: ChunkMessage, rows: int, delivery_tag: str | None) -> None:
-        """Tell whoever watches, and the broker that the chunk is alive; a chunk does not fail for that."""
-        key = keys.progress(request.job_id)
         try:
-            with self._redis.pipeline() as pipe:
-                pipe.hset(key, str(request.chunk), str(rows))
-                pipe.expire(key, keys.PROGRESS_TTL_S)
-                if delivery_tag is not None:
-                    pipe.zadd(keys.KOMBU_UNACKED_INDEX, {delivery_tag: time.time()}, xx=True)
-                pipe.execute()
-        except RedisError as exc:
-            logger.warning("cannot note the progress of job %s: %s", request.job_id, exc)
+            what = self._encode(request, lease)
+        except (HandedBackError, FingerprintMismatchError) as exc:
+            logger.info("chunk %d of job %s is handed back: %s", chunk, job_id, exc)
+            self.notes.put_down(job_id, chunk)
+            self.leases.release(lease)
+            if isinstance(exc, FingerprintMismatchError):
+                self.stopping.wait(_NOT_MINE_PAUSE_S)
+            raise Reject(str(exc), requeue=True) from exc
+        if what is not None:
+            self.notes.put_down(job_id, chunk)
+            self.notes.tell(what)
+        self.leases.release(lease)
 
-    def _forget_progress(self, job_id: str, chunk: int) -> None:
-        """Take back what was told of rows that are thrown away."""
+    def _lease(self, job_id: str, chunk: int) -> Lease | None:
         try:
-            self._redis.hdel(keys.progress(job_id), str(chunk))
+            return self.leases.acquire(keys.lease(job_id, chunk))
         except RedisError as exc:
-            logger.warning("cannot take back the progress of job %s: %s", job_id, exc)
+            raise Reject(f"no lease without the broker: {exc}", requeue=True) from exc
+
+    def _encode(self, request: ChunkMessage, lease: Lease) -> JobEvent | None:
+        """Encode a chunk -> what the reconciler is told, None if it is not ours any more."""
+        job_id, chunk = request.job_id, request.chunk
+        watch = _Watch(self, request, lease)
+        try:
+            failure = self.chunks.store.failure(job_id, chunk)
+            # A chunk that a worker died of takes no other chunk with it, if it does so again.
+            with self.turns.take(alone=failure is not None and failure.crashes > 0, waiting=watch.check):
+                watch.begin()
+                self.chunks.encode(job_id, chunk, watch)
+        except LeaseLostError:
+            logger.warning("chunk %d of job %s went to another worker: this one was silent too long", chunk, job_id)
+            return None
+        except (JobNotFoundError, JobCancelledError):
+            logger.info("chunk %d of job %s: the job is cancelled or gone, dropped", chunk, job_id)
+            return JobEvent(job_id=job_id)
+        except (ChunkStoppedError, FingerprintMismatchError):
+            raise
+        except StorageError as exc:
+            logger.warning("chunk %d of job %s waits for the storage: %s", chunk, job_id, exc)
+            self.notes.trouble(job_id, str(exc), _TROUBLE_SHOWN_S)
+            return JobEvent(job_id=job_id, chunk=chunk, what="stalled")
+        except Exception as exc:
+            if self.stopping.is_set():
+                raise HandedBackError(f"the worker is stopping ({type(exc).__name__}: {exc})") from exc
+            logger.exception("chunk %d of job %s failed", chunk, job_id)
+            return self._note_failure(request, f"{type(exc).__name__}: {exc}")
+        logger.info("chunk %d of job %s is done", chunk, job_id)
+        return JobEvent(job_id=job_id, chunk=chunk, what="done")
+
+    def _note_failure(self, request: ChunkMessage, error: str) -> JobEvent:
+        store, job_id, chunk = self.chunks.store, request.job_id, request.chunk
+        try:
+            store.note_failure(job_id, chunk, error, crashed=False, limit=self.chunk_attempts)
+        except StorageError as exc:
+            self.notes.trouble(job_id, str(exc), _TROUBLE_SHOWN_S)
+            return JobEvent(job_id=job_id, chunk=chunk, what="stalled")
+        return JobEvent(job_id=job_id, chunk=chunk, what="failed")
+
+
+class _Watch:
+    """Looks after one chunk: tells its progress, and whether to stop."""
+
+    def __init__(self, tasks: Tasks, request: ChunkMessage, lease: Lease) -> None:
+        self._tasks = tasks
+        self._job_id, self._chunk = request.job_id, request.chunk
+        self._lease = lease
+        self._told_at = 0.0
+        self._looked_at = time.monotonic()
+
+    def begin(self) -> None:
+        """Tell that work has begun, so that the reconciler knows if its worker dies."""
+        self._tell(0)
+
+    def progress(self, rows: int) -> None:
+        """Tell how many rows are encoded, not too often."""
+        if time.monotonic() - self._told_at > _PROGRESS_EVERY_S:
+            self._tell(rows)
+
+    def check(self) -> None:
+        """Find out whether to go on."""
+        if self._tasks.stopping.is_set():
+            raise HandedBackError("the worker is stopping")
+        if self._lease.lost:
+            raise LeaseLostError
+        if time.monotonic() - self._looked_at > _LOOK_AT_FILES_EVERY_S:
+            self._looked_at = time.monotonic()
+            if self._tasks.chunks.store.is_cancelled(self._job_id):
+                raise JobCancelledError
+
+    def _tell(self, rows: int) -> None:
+        self._told_at = time.monotonic()
+        flagged = self._tasks.notes.progress(self._job_id, self._chunk, rows)
+        if flagged and self._tasks.chunks.store.is_cancelled(self._job_id):
+            raise JobCancelledError

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from tempfile import SpooledTemporaryFile
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from kombu.exceptions import OperationalError
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
@@ -18,11 +17,13 @@ from starlette.datastructures import UploadFile
 from api.media_types import essence
 from api.problems import Problem, invalid, invalid_all
 from api.services import Services, ServicesDep
+from api.stored import stored_response
 from api.uploads import Entry, PromptFile, as_prompt, read_prompts, recognise
 from jobs import keys
+from jobs.chunking import ChunkLimits
 from jobs.errors import JobNotFoundError
-from jobs.messages import ChunkMessage
-from jobs.queue import publish_chunks
+from jobs.messages import JobEvent
+from jobs.progress import NOTHING_LIVE, Live
 from jobs.records import JobOptions, JobRecord, JobView, Manifest, Prompt, StrictRecord
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -76,21 +77,21 @@ async def create(
     services: ServicesDep,
     options: Annotated[str | None, Query(description="JSON; for bodies that are a prompt file")] = None,
 ) -> JobView:
-    """Store a job and queue it. The prompts come as JSON, as a file in the body, or as a multipart upload."""
+    """Store a job, which then runs by itself. The prompts come as JSON, as a file, or as an upload."""
     encoder = await services.encoders.current()
     media_type = essence(request.headers.get("content-type"))
     max_chars = services.settings.prompt_max_chars
 
     def store(prompts: Iterator[Prompt], chosen: JobOptions, metadata: dict[str, str]) -> JobRecord:
-        record = services.store.create(
+        settings = services.settings
+        return services.store.create(
             prompts,
             options=chosen,
             encoder=encoder,
-            default_chunk_rows=services.settings.chunk_rows,
+            limits=ChunkLimits(settings.chunk_rows, settings.chunk_tokens),
             metadata=metadata,
+            reserve_bytes=settings.storage_reserve_bytes,
         )
-        _enqueue(services, record)
-        return record
 
     if media_type == "application/json":
         if options is not None:
@@ -102,7 +103,8 @@ async def create(
         async with _uploaded(request, media_type, options) as (file, kind, chosen):
             record = await run_in_threadpool(store, read_prompts(file, kind, max_chars), chosen, {})
     response.headers["Location"] = f"/jobs/{record.id}"
-    return await run_in_threadpool(services.store.view, record.id)
+    await _tell(services, record.id)
+    return await _view(services, record.id)
 
 
 @router.get("")
@@ -127,10 +129,14 @@ async def show(job_id: str, services: ServicesDep) -> JobView:
 
 
 @router.get("/{job_id}/parts/{index}", response_class=FileResponse, responses={200: {"content": {PARQUET: {}}}})
-async def part(job_id: str, index: int, services: ServicesDep) -> FileResponse:
+async def part(job_id: str, index: int, request: Request, services: ServicesDep) -> Response:
     """Download a part as Parquet, or a `Range` of it."""
-    path = await run_in_threadpool(services.store.part_path, job_id, index)
-    return FileResponse(path, media_type=PARQUET, filename=f"{job_id}-{path.name}")
+    name = await run_in_threadpool(services.store.part_name, job_id, index)
+    filename = f"{job_id}-{name.rpartition('/')[2]}"
+    path = services.store.storage.local_path(name)
+    if path is not None:
+        return FileResponse(path, media_type=PARQUET, filename=filename)
+    return await stored_response(services.store.storage, name, PARQUET, filename, request.headers.get("range"))
 
 
 @router.get("/{job_id}/results")
@@ -139,23 +145,48 @@ async def results(job_id: str, services: ServicesDep) -> Manifest:
     return await run_in_threadpool(services.store.manifest, job_id)
 
 
+@router.post("/{job_id}/cancel", status_code=202)
+async def cancel(job_id: str, services: ServicesDep) -> JobView:
+    """Stop a job between two batches. What is done stays; `retry` does the rest."""
+    await run_in_threadpool(services.store.cancel, job_id)
+    with suppress(RedisError):  # workers look at the mark in the storage as well, only later
+        await services.redis.set(keys.cancelled(job_id), 1, ex=keys.CANCELLED_TTL_S)
+    await _tell(services, job_id)
+    return await _view(services, job_id)
+
+
+@router.post("/{job_id}/retry", status_code=202)
+async def retry(job_id: str, services: ServicesDep) -> JobView:
+    """Do what is missing of a job that failed or was cancelled; check and repair one that succeeded."""
+    await run_in_threadpool(services.store.retry, job_id)
+    with suppress(RedisError):  # it expires; until then workers put the job's chunks down
+        await services.redis.delete(keys.cancelled(job_id))
+    await _tell(services, job_id)
+    return await _view(services, job_id)
+
+
+@router.delete("/{job_id}", status_code=204)
+async def delete(job_id: str, services: ServicesDep) -> None:
+    """Delete a job and its results, at once and for good."""
+    await run_in_threadpool(services.store.delete, job_id)
+
+
 async def _view(services: Services, job_id: str) -> JobView:
-    progress: dict[int, int] = {}
+    live = NOTHING_LIVE
     with suppress(RedisError):  # progress is a courtesy: the files tell the rest
         found = await services.redis.hgetall(keys.progress(job_id))
-        progress = {int(chunk): int(rows) for chunk, rows in found.items()}
-    return await run_in_threadpool(services.store.view, job_id, progress)
+        trouble = cast("bytes | None", await services.redis.get(keys.trouble(job_id)))
+        rows = {int(chunk): int(rows) for chunk, rows in found.items()}
+        live = Live(rows, trouble.decode() if trouble else None)
+    files = await run_in_threadpool(services.store.files, job_id)
+    return files.view(live)
 
 
-def _enqueue(services: Services, record: JobRecord) -> None:
-    """Queue every chunk; a job that cannot be queued is taken back, since its client is told that it failed."""
-    try:
-        publish_chunks(
-            services.celery, (ChunkMessage(job_id=record.id, chunk=chunk) for chunk in range(record.num_chunks))
-        )
-    except OperationalError:
-        services.store.remove(record.id)
-        raise
+async def _tell(services: Services, job_id: str) -> None:
+    """Tell the reconciler that a job has changed; without that, it sees so at its next look at the files."""
+    with suppress(RedisError):
+        await services.redis.rpush(keys.EVENTS, JobEvent(job_id=job_id).model_dump_json())
+        await services.redis.expire(keys.EVENTS, keys.EVENTS_TTL_S)
 
 
 def _parse_request(content: bytes) -> JobRequest:

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.problems import Problem, Unavailable
 from api.services import Services, ServicesDep
+from jobs.errors import StorageError
 from jobs.records import EncoderInfo
 
 router = APIRouter(tags=["service"])
@@ -81,9 +82,9 @@ async def _check_broker(services: Services) -> str:
 
 async def _check_storage(services: Services) -> str:
     try:
-        await run_in_threadpool(services.store.check)
-    except OSError as exc:
-        return f"cannot be used ({exc.strerror})"
+        await run_in_threadpool(services.store.storage.check)
+    except StorageError as exc:
+        return f"cannot be used ({exc})"
     return "ok"
 
 

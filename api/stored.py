@@ -1,0 +1,51 @@
+"""Files of an object store as HTTP responses; those on this machine are starlette's `FileResponse`."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from api.problems import Problem
+from jobs.errors import PartNotReadyError
+from jobs.storage import Storage
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+async def stored_response(storage: Storage, name: str, media_type: str, filename: str, asked: str | None) -> Response:
+    """Stream a file, or the one range of it that the `Range` header `asked` names; other headers of it are ignored.
+
+    Raises:
+        PartNotReadyError: the file has gone.
+        Problem: 416, the range is outside the file.
+    """
+    size = await run_in_threadpool(storage.size, name)
+    if size is None:
+        raise PartNotReadyError(f"{name} has been deleted")
+    start, stop = _range(asked, size)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{filename}"',
+        "Content-Length": str(stop - start),
+    }
+    partial = stop - start != size
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+    pieces = storage.stream(name, start, stop)
+    return StreamingResponse(pieces, 206 if partial else 200, headers, media_type=media_type)
+
+
+def _range(asked: str | None, size: int) -> tuple[int, int]:
+    found = _RANGE.fullmatch(asked or "")
+    if found is None or found[1] == found[2] == "":
+        return 0, size
+    if found[1] == "":
+        return max(0, size - int(found[2])), size
+    start, stop = int(found[1]), min(size, int(found[2]) + 1 if found[2] else size)
+    if start >= stop:
+        headers = {"Content-Range": f"bytes */{size}"}
+        raise Problem(416, "range-not-satisfiable", f"Range: the file has {size} bytes", headers=headers, field="Range")
+    return start, stop

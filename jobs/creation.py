@@ -1,0 +1,100 @@
+"""A new job, from prompts that are read once to files that stay."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from jobs.chunking import Chunk, ChunkLimits, Sizes, cut
+from jobs.errors import NoPromptsError, NotEnoughSpaceError, StorageError
+from jobs.layout import JobNames, job_names
+from jobs.parts import write_prompts
+from jobs.records import EncoderInfo, JobOptions, JobRecord, Prompt, as_json
+from jobs.storage import Storage
+
+# Chunks that are written at the same time: an object store takes long for each, a disk for making it last.
+_WRITERS = 8
+
+
+def create_job(
+    storage: Storage,
+    job_id: str,
+    prompts: Iterable[Prompt],
+    *,
+    options: JobOptions,
+    encoder: EncoderInfo,
+    limits: ChunkLimits,
+    metadata: Mapping[str, str],
+    reserve_bytes: int,
+) -> JobRecord:
+    """Write the files of a new job, `job.json` last; see `JobStore.create`."""
+    created_at = datetime.now(UTC)
+    names = job_names(job_id)
+    dtype = options.dtype or encoder.dtype
+    limits = ChunkLimits(options.chunk_rows or limits.prompts, options.chunk_tokens or limits.tokens)
+    sizes = Sizes.of(encoder, options.layout, dtype)
+    free_bytes = storage.free_bytes()
+    room_bytes = None if free_bytes is None else max(0, free_bytes - reserve_bytes)
+    try:
+        starts, num_rows = _write_chunks(storage, names, cut(prompts, sizes, limits), sizes.row_bytes, room_bytes)
+        record = JobRecord(
+            id=job_id,
+            created_at=created_at,
+            num_prompts=starts[-1],
+            num_chunks=len(starts) - 1,
+            chunk_rows=limits.prompts,
+            chunk_tokens=limits.tokens,
+            deduplicate=options.deduplicate,
+            estimated_bytes=num_rows * sizes.row_bytes,
+            dtype=dtype,
+            layout=options.layout,
+            compression=options.compression,
+            fingerprint=encoder.fingerprint,
+            metadata=dict(metadata),
+        )
+        storage.write(names.chunks, json.dumps(starts).encode("ascii"))
+        storage.write(names.record, as_json(record))
+        # Somebody may have taken the folder for abandoned while it was written.
+        if len(storage.files(names.prompts_folder)) != record.num_chunks:
+            raise StorageError(f"{names.prompts_folder}: prompts of the new job have been deleted")  # noqa: TRY301 - the clean-up below is for this as well
+    except BaseException:
+        storage.delete(names.record)
+        storage.delete_folder(names.folder)
+        raise
+    return record
+
+
+def _write_chunks(
+    storage: Storage, names: JobNames, chunks: Iterator[Chunk], row_bytes: int, room_bytes: int | None
+) -> tuple[list[int], int]:
+    """Write the prompts -> the position of each chunk's first, and of the end; rows to be stored of all."""
+    starts, num_rows = [0], 0
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="prompts") as pool:
+        try:
+            for chunk in chunks:
+                starts.append(chunk.start + len(chunk.prompts))
+                num_rows += chunk.rows
+                if room_bytes is not None and num_rows * row_bytes > room_bytes:
+                    raise NotEnoughSpaceError(num_rows * row_bytes, room_bytes)  # noqa: TRY301 - what waits is for nothing then
+                pending.append(pool.submit(_write_chunk, storage, names.prompts(chunk.index), chunk))
+                if len(pending) > 2 * _WRITERS:
+                    pending.popleft().result()
+            while pending:
+                pending.popleft().result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if len(starts) == 1:
+        raise NoPromptsError("a job needs at least one prompt")
+    return starts, num_rows
+
+
+def _write_chunk(storage: Storage, name: str, chunk: Chunk) -> None:
+    content = io.BytesIO()
+    write_prompts(content, chunk.start, chunk.prompts)
+    storage.write(name, content.getvalue())

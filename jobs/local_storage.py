@@ -1,0 +1,128 @@
+"""Storage in a local folder, or one that many machines mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from jobs.errors import StorageError, StorageFullError
+from jobs.files import remove_unfinished, sync_folder, written_whole
+from jobs.storage import Storage, StoredFile
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class LocalStorage(Storage):
+    """Files under a folder; each is written under a temporary name, synced and renamed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+
+    def check(self) -> None:
+        """Make the folder if need be, and find out whether it can be written to."""
+        with _translated(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content."""
+        with _translated(self.root / name):
+            return (self.root / name).read_bytes()
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading at any position."""
+        with _translated(self.root / name):
+            return (self.root / name).open("rb")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, replacing one that is there."""
+        with _translated(self.root / name), written_whole(self.root / name) as file:
+            file.write(content)
+
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file that appears when the block ends well, unless there is one by then."""
+        with _translated(self.root / name), written_whole(self.root / name, keep_existing=True) as file:
+            yield file
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, or None if there is none."""
+        with _translated(self.root / name), suppress(FileNotFoundError, NotADirectoryError):
+            return (self.root / name).stat().st_size
+        return None
+
+    def files(self, folder: str) -> list[StoredFile]:
+        """Return the files in `folder`; those that are being written are none."""
+        found = []
+        with _translated(self.root / folder), suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    if not entry.name.startswith(".") and entry.is_file():
+                        found.append(_described(entry.name, entry.stat()))
+        return found
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders in `folder`."""
+        with _translated(self.root / folder), suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+        return []
+
+    def last_change(self, folder: str) -> datetime | None:
+        """Return when the newest file or folder in `folder` was written, those being written included."""
+        newest = None
+        with _translated(self.root / folder):
+            for path in (self.root / folder, *(self.root / folder).rglob("*")):
+                with suppress(FileNotFoundError):
+                    newest = max(newest or 0.0, path.stat().st_mtime)
+        return None if newest is None else datetime.fromtimestamp(newest, UTC)
+
+    def delete(self, name: str) -> None:
+        """Delete a file if it is there."""
+        path = self.root / name
+        with _translated(path), suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+            sync_folder(path.parent)
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete all files in `folder` and below it, and the folder."""
+        path = self.root / folder
+        with _translated(path), suppress(FileNotFoundError):
+            shutil.rmtree(path)
+            sync_folder(path.parent)
+
+    def remove_unfinished(self, folder: str) -> int:
+        """Remove what writers that died left in `folder`."""
+        with _translated(self.root / folder):
+            return remove_unfinished(self.root / folder)
+
+    def free_bytes(self) -> int | None:
+        """Return what the file system has left for us."""
+        with _translated(self.root):
+            return shutil.disk_usage(self.root).free
+
+    def local_path(self, name: str) -> Path | None:
+        """Return the path of a file."""
+        return self.root / name
+
+
+def _described(name: str, status: os.stat_result) -> StoredFile:
+    return StoredFile(name, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn every fault of the file system into a `StorageError`, except that a file is not there or there already."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as exc:
+        kind = StorageFullError if exc.errno in _FULL else StorageError
+        raise kind(f"{exc.filename or path}: {exc.strerror or exc}") from exc

@@ -1,0 +1,72 @@
+"""What a worker tells of its jobs in Redis. All of it is a courtesy: no job depends on it, and no fault ends one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from redis import Redis, RedisError
+
+from jobs import keys
+from jobs.messages import JobEvent
+
+logger = logging.getLogger(__name__)
+
+
+class JobNotes:
+    """Progress, events and troubles of jobs."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def progress(self, job_id: str, chunk: int, rows: int) -> bool:
+        """Tell how many rows of a chunk are encoded -> whether somebody has told that its job is cancelled."""
+        key = keys.progress(job_id)
+        answers: list[Any] = [False]
+        with _courtesy("tell the progress"), self._redis.pipeline() as pipe:
+            pipe.hset(key, str(chunk), str(rows))
+            pipe.expire(key, keys.PROGRESS_TTL_S)
+            pipe.exists(keys.cancelled(job_id))
+            answers = pipe.execute()
+        return bool(answers[-1])
+
+    def put_down(self, job_id: str, chunk: int) -> None:
+        """Tell that nobody works on a chunk any more."""
+        with _courtesy("take back the progress"):
+            self._redis.hdel(keys.progress(job_id), str(chunk))
+
+    def tell(self, event: JobEvent) -> None:
+        """Tell the reconciler what has happened."""
+        with _courtesy("tell the reconciler"), self._redis.pipeline() as pipe:
+            pipe.rpush(keys.EVENTS, event.model_dump_json())
+            pipe.ltrim(keys.EVENTS, -keys.MAX_EVENTS, -1)
+            pipe.expire(keys.EVENTS, keys.EVENTS_TTL_S)
+            pipe.execute()
+
+    def trouble(self, job_id: str, reason: str, seconds: float) -> None:
+        """Tell why a job waits, for so many seconds."""
+        with _courtesy("tell of a trouble"):
+            self._redis.set(keys.trouble(job_id), reason, ex=max(1, round(seconds)))
+
+    def no_trouble(self, job_id: str) -> None:
+        """Tell that a job does not wait any more."""
+        with _courtesy("take back a trouble"):
+            self._redis.delete(keys.trouble(job_id))
+
+    def begun(self, job_id: str) -> set[int]:
+        """Return the chunks that have been begun and not put down; some of their workers may have died.
+
+        Raises:
+            RedisError: Redis does not answer.
+        """
+        return {int(chunk) for chunk in cast("list[bytes]", self._redis.hkeys(keys.progress(job_id)))}
+
+
+@contextmanager
+def _courtesy(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RedisError as exc:
+        logger.warning("cannot %s: %s", what, exc)

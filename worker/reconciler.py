@@ -1,0 +1,307 @@
+"""Sees to it that every chunk of every job is done: sends chunks, finds those that got lost, finishes jobs.
+
+There is one in each worker; the one that has the lease works, the others wait for it. What is to be done it learns
+from the files. Events in Redis only tell it sooner: emptying Redis costs a look at the files, never a chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from pydantic import ValidationError
+from redis import Redis, RedisError
+
+from jobs import keys
+from jobs.errors import JobNotFoundError, JobsError, StorageError
+from jobs.layout import JOBS, is_job_id
+from jobs.messages import ChunkMessage, JobEvent
+from jobs.queue import publish_chunks, waiting_chunks
+from jobs.records import JobRecord, WorkerPresence
+from jobs.store import JobStore
+from worker.errors import WorkerError
+from worker.finisher import Finisher
+from worker.housekeeping import Housekeeper
+from worker.leases import Lease, Leases
+from worker.notes import JobNotes
+from worker.schedule import Schedule, pause_s
+
+logger = logging.getLogger(__name__)
+_SCAN_EVERY_S = 30.0
+# A finished job is looked at again only so often: it changes by `retry` and by time.
+_FINISHED_JOBS_EVERY_S = 600.0
+_LONGEST_WAIT_S = 1.0
+_EVENTS_AT_ONCE = 1000
+_SMALLEST_WINDOW = 16
+_LEASE_S = 10.0
+
+
+class _NotLeadingError(WorkerError):
+    """Another worker has the reconciler's lease now."""
+
+
+@dataclass
+class _ActiveJob:
+    """A job that is not finished."""
+
+    record: JobRecord
+    schedule: Schedule
+
+
+@dataclass
+class _Knowledge:
+    """What the reconciler has learned since it leads."""
+
+    active: dict[str, _ActiveJob] = field(default_factory=dict)
+    finished: dict[str, float] = field(default_factory=dict)  # -> when to look at it again
+    encoders: set[str] = field(default_factory=set)  # fingerprints that living workers have loaded
+    num_workers: int = 1
+    next_scan: float = 0.0
+    next_search: float = 0.0
+
+
+class Reconciler:
+    """The loop; `run` is for a thread.
+
+    Args:
+        store: the jobs.
+        redis: the broker.
+        app: to send chunks.
+        notes: what is told of jobs.
+        housekeeper: tidies up on the way.
+        fingerprint: of this worker's encoder.
+        slots: chunks that one worker takes at a time.
+        search_every_s: seconds between two searches for chunks that got lost.
+        chunk_crashes: attempts whose worker died that a chunk has.
+        read_all: whether each part is read before a job succeeds.
+        stopping: set when the worker stops.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        redis: Redis,
+        app: Celery,
+        notes: JobNotes,
+        housekeeper: Housekeeper,
+        fingerprint: str,
+        slots: int,
+        search_every_s: float,
+        chunk_crashes: int,
+        read_all: bool,
+        stopping: threading.Event,
+    ) -> None:
+        self._store = store
+        self._redis = redis
+        self._app = app
+        self._notes = notes
+        self._housekeeper = housekeeper
+        self._fingerprint = fingerprint
+        self._slots = slots
+        self._search_every_s = search_every_s
+        self._chunk_crashes = chunk_crashes
+        self._stopping = stopping
+        self._finisher = Finisher(store, read_all=read_all, stopping=stopping)
+
+    def run(self) -> None:
+        """Lead whenever nobody else does, until the worker stops."""
+        with Leases(self._redis, _LEASE_S) as leases:
+            while not self._stopping.is_set():
+                try:
+                    if (lease := leases.acquire(keys.RECONCILER)) is not None:
+                        try:
+                            self._lead(lease)
+                        finally:
+                            leases.release(lease)
+                except _NotLeadingError:
+                    logger.warning("another worker reconciles now")
+                except (RedisError, OperationalError) as exc:
+                    logger.warning("the broker does not answer, the reconciler will try again: %s", exc)
+                except Exception:  # whatever it is, no job may be left alone for it
+                    logger.exception("the reconciler failed, and begins anew")
+                self._stopping.wait(min(self._search_every_s, _LEASE_S / 2))
+
+    def _lead(self, lease: Lease) -> None:
+        logger.info("reconciling")
+        known = _Knowledge()
+        while not self._stopping.is_set():
+            if lease.lost:
+                raise _NotLeadingError
+            now = time.monotonic()
+            if now >= known.next_scan:
+                known.next_scan = now + _SCAN_EVERY_S
+                self._scan(known, now)
+            self._note_events(known, wait_s=min(_LONGEST_WAIT_S, self._search_every_s))
+            if now >= known.next_search:
+                known.next_search = now + self._search_every_s
+                self._find_lost(known)
+                self._see_workers(known)
+            self._finish(known)
+            self._send(known)
+
+    # What the files say.
+
+    def _scan(self, known: _Knowledge, now: float) -> None:
+        """Look at all jobs."""
+        with _tolerated("look for jobs"):
+            found = {name for name in self._store.storage.folders(JOBS) if is_job_id(name)}
+            for gone in known.active.keys() - found:
+                del known.active[gone]
+            known.finished = {job_id: again for job_id, again in known.finished.items() if job_id in found}
+            for job_id in sorted(found):
+                if self._stopping.is_set():
+                    return
+                if known.finished.get(job_id, 0.0) <= now:
+                    self._look_at(known, job_id)
+
+    def _look_at(self, known: _Knowledge, job_id: str) -> None:
+        """Learn from a job's files what there is to do."""
+        known.finished.pop(job_id, None)
+        with _tolerated(f"look at job {job_id}"):
+            try:
+                files = self._store.files(job_id)
+            except JobNotFoundError:
+                known.active.pop(job_id, None)
+                self._housekeeper.remove_abandoned(job_id)
+                return
+            self._housekeeper.remove_unfinished(job_id)
+            if files.status().is_final:
+                known.active.pop(job_id, None)
+                known.finished[job_id] = time.monotonic() + _FINISHED_JOBS_EVERY_S
+                self._housekeeper.expire(job_id, files)
+                for chunk in self._without_worker(job_id, self._notes.begun(job_id)):
+                    self._notes.put_down(job_id, chunk)
+                return
+            job = known.active.setdefault(job_id, _ActiveJob(files.record, Schedule(files.record.num_chunks)))
+            job.schedule.learn(files.parts, [failure.chunk for failure in files.given_up])
+
+    # What workers and clients say.
+
+    def _note_events(self, known: _Knowledge, wait_s: float) -> None:
+        first = cast("tuple[bytes, bytes] | None", self._redis.blpop([keys.EVENTS], timeout=wait_s))
+        if first is None:
+            return
+        others = cast("list[bytes] | None", self._redis.lpop(keys.EVENTS, _EVENTS_AT_ONCE)) or []
+        for content in [first[1], *others]:
+            try:
+                event = JobEvent.model_validate_json(content)
+            except ValidationError:
+                logger.exception("an event that cannot be read is dropped: %r", content)
+                continue
+            job = known.active.get(event.job_id)
+            if event.chunk is None or job is None:
+                self._look_at(known, event.job_id)
+            elif 0 <= event.chunk < job.record.num_chunks:
+                self._note_chunk(job, event.chunk, event.what)
+
+    def _note_chunk(self, job: _ActiveJob, chunk: int, what: str) -> None:
+        job_id, schedule = job.record.id, job.schedule
+        if what == "done":
+            schedule.done(chunk)
+            self._notes.no_trouble(job_id)
+        elif what == "stalled":
+            wait_s = schedule.stall(chunk, time.monotonic())
+            logger.warning("job %s waits %.0f s for its storage", job_id, wait_s)
+        else:
+            with _tolerated(f"read why a chunk of job {job_id} failed"):
+                self._put_back(job, chunk)
+
+    def _put_back(self, job: _ActiveJob, chunk: int) -> None:
+        """Send a chunk again, unless it has used up its attempts; the more of them failed, the later."""
+        failure = self._store.failure(job.record.id, chunk)
+        if failure is not None and failure.gave_up:
+            logger.error("job %s: chunk %d is given up: %s", job.record.id, chunk, failure.error)
+            job.schedule.give_up(chunk)
+            return
+        failures = failure.attempts + failure.crashes if failure is not None else 0
+        job.schedule.put_back(chunk, time.monotonic() + (pause_s(failures) if failures else 0.0))
+
+    # What nobody says.
+
+    def _find_lost(self, known: _Knowledge) -> None:
+        """Find chunks that are neither in the queue nor with a living worker."""
+        if not any(job.schedule.outstanding for job in known.active.values()):
+            return
+        waiting = waiting_chunks(self._redis)
+        for job_id, job in known.active.items():
+            outstanding = {chunk for chunk in job.schedule.outstanding if (job_id, chunk) not in waiting}
+            lost = self._without_worker(job_id, outstanding)
+            begun = self._notes.begun(job_id) if lost else set()
+            with _tolerated(f"find lost chunks of job {job_id}"):
+                for chunk in sorted(lost):
+                    self._recover(job, chunk, begun=chunk in begun)
+
+    def _recover(self, job: _ActiveJob, chunk: int, *, begun: bool) -> None:
+        job_id = job.record.id
+        if self._store.has_part(job_id, chunk):
+            job.schedule.done(chunk)
+            return
+        if begun:
+            logger.warning("job %s: the worker of chunk %d has died", job_id, chunk)
+            self._store.note_failure(job_id, chunk, "its worker died", crashed=True, limit=self._chunk_crashes)
+            self._notes.put_down(job_id, chunk)
+        self._put_back(job, chunk)
+
+    def _without_worker(self, job_id: str, chunks: set[int]) -> set[int]:
+        """Return those of `chunks` that no living worker has."""
+        ordered = sorted(chunks)
+        if not ordered:
+            return set()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for chunk in ordered:
+                pipe.exists(keys.lease(job_id, chunk))
+            return {chunk for chunk, alive in zip(ordered, pipe.execute(), strict=True) if not alive}
+
+    # What follows.
+
+    def _finish(self, known: _Knowledge) -> None:
+        """Finish jobs whose chunks are all done; parts that turn out damaged are done anew."""
+        for job_id, job in known.active.items():
+            if job.schedule.complete:
+                self._finisher.begin(job_id)
+        for job_id, bad in self._finisher.finished():
+            if bad and job_id in known.active:
+                for chunk in bad:
+                    known.active[job_id].schedule.put_back(chunk)
+                continue
+            self._look_at(known, job_id)
+
+    def _send(self, known: _Knowledge) -> None:
+        """Send what is due, and drop jobs that have failed."""
+        window = max(_SMALLEST_WINDOW, 2 * known.num_workers * self._slots)
+        for job_id, job in list(known.active.items()):
+            if job.schedule.settled and not job.schedule.complete:
+                self._look_at(known, job_id)
+            elif job.record.fingerprint in known.encoders:
+                chunks = job.schedule.due(time.monotonic(), window)
+                if chunks:
+                    publish_chunks(self._app, (ChunkMessage(job_id=job_id, chunk=chunk) for chunk in chunks))
+
+    def _see_workers(self, known: _Knowledge) -> None:
+        """Find out which encoders there are; a job for one that nobody has loaded waits for it."""
+        names = sorted(name.decode() for name in cast("set[bytes]", self._redis.smembers(keys.WORKER_IDS)))
+        found = self._redis.mget([keys.worker(name) for name in names]) if names else []
+        workers = [WorkerPresence.model_validate_json(content) for content in found if content is not None]
+        known.num_workers = max(1, len(workers))
+        known.encoders = {worker.encoder.fingerprint for worker in workers} | {self._fingerprint}
+        for job_id, job in known.active.items():
+            if job.record.fingerprint not in known.encoders:
+                reason = f"no worker has loaded the encoder {job.record.fingerprint}, which the job was made for"
+                self._notes.trouble(job_id, reason, 3 * self._search_every_s)
+
+
+@contextmanager
+def _tolerated(what: str) -> Iterator[None]:
+    """Let a fault of the storage, or of one job's files, stop neither the loop nor the other jobs."""
+    try:
+        yield
+    except (StorageError, ValidationError, JobsError) as exc:
+        logger.warning("cannot %s, will try again: %s", what, exc)
