@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     verify_parts: Literal["full", "footer"] = Field(
         "full", description="what is read of each part before a job succeeds: all of it, or its footer"
     )
-    deduplicate_bytes: int = Field(2**28, ge=0, description="rows that a worker remembers to encode no prompt twice")
+    deduplicate_rows: int = Field(2**15, ge=0, description="token rows that a worker remembers, to encode none twice")
     visibility_timeout_s: int = Field(120, ge=1, description="seconds until a dead worker's messages come back")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 

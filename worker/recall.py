@@ -24,6 +24,11 @@ class EncodedPrompt:
     truncated: bool | None = None
     error: str | None = None
 
+    @property
+    def num_rows(self) -> int:
+        """What it takes of the memory for rows; one row if there are none."""
+        return 1 if self.own_rows is None else max(1, len(self.own_rows))
+
 
 @dataclass(frozen=True, eq=False)
 class PendingPrompt:
@@ -49,16 +54,16 @@ class Recall:
 
     Args:
         engine: encodes what is not known.
-        max_bytes: of the rows that are remembered; those that were used longest ago are forgotten first.
+        max_rows: that are remembered; those that were used longest ago are forgotten first.
     """
 
-    def __init__(self, engine: Engine, max_bytes: int) -> None:
+    def __init__(self, engine: Engine, max_rows: int) -> None:
         self._engine = engine
-        self._max_bytes = max_bytes
+        self._max_rows = max_rows
         self._guard = threading.Lock()
         self._under_way: dict[_Key, PendingPrompt] = {}
         self._remembered: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
-        self._bytes = 0
+        self._rows = 0
 
     def submit(
         self, job_id: str, prompts: Sequence[str]
@@ -94,10 +99,10 @@ class Recall:
                 rows = encoded.own_rows.copy()
                 encoded = EncodedPrompt(rows, encoded.num_tokens, encoded.truncated)
             self._remembered[key] = encoded
-            self._bytes += _size(prompt, encoded)
-            while self._bytes > self._max_bytes:
-                (_, oldest), rows_of_it = self._remembered.popitem(last=False)
-                self._bytes -= _size(oldest, rows_of_it)
+            self._rows += encoded.num_rows
+            while self._rows > self._max_rows:
+                _, oldest = self._remembered.popitem(last=False)
+                self._rows -= oldest.num_rows
 
     def forget(self, job_id: str, prompts: Sequence[str], future: Future[Results]) -> None:
         """Take back what will not be encoded: `future` is cancelled, or has failed."""
@@ -110,7 +115,3 @@ class Recall:
         pending = self._under_way.get(key)
         return pending is not None and not pending.future.cancelled()
 
-
-def _size(prompt: str, encoded: EncodedPrompt) -> int:
-    # What Python needs for an entry, about.
-    return 500 + 4 * len(prompt) + (0 if encoded.own_rows is None else encoded.own_rows.nbytes)

@@ -62,7 +62,7 @@ def run(settings: Settings) -> int:
     redis = _connect(settings.broker_url.get_secret_value())
     with Engine(encoder) as engine, Presence(redis, encoder), Leases(redis, settings.lease_s) as leases:
         notes = JobNotes(redis)
-        recall = Recall(engine, settings.deduplicate_bytes)
+        recall = Recall(engine, settings.deduplicate_rows)
         tasks = Tasks(
             engine=engine,
             chunks=ChunkEncoder(store, engine, recall, settings.storage_reserve_bytes),
