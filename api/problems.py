@@ -28,6 +28,7 @@ from jobs.errors import (
     NotEnoughSpaceError,
     PartNotFoundError,
     PartNotReadyError,
+    RecordFormatError,
     ResultsExpiredError,
     StorageError,
     StorageFullError,
@@ -105,6 +106,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(PartNotFoundError, _part_not_found)
     app.add_exception_handler(PartNotReadyError, _part_not_ready)
     app.add_exception_handler(ResultsExpiredError, _results_expired)
+    app.add_exception_handler(RecordFormatError, _job_damaged)
     app.add_exception_handler(JobStateError, _job_state)
     app.add_exception_handler(NoPromptsError, _no_prompts)
     app.add_exception_handler(NotEnoughSpaceError, _not_enough_space)
@@ -160,6 +162,11 @@ async def _part_not_ready(_request: Request, exc: Exception) -> Response:
 
 async def _results_expired(_request: Request, exc: Exception) -> Response:
     return respond(Problem(410, "results-expired", str(exc)))
+
+
+async def _job_damaged(_request: Request, exc: Exception) -> Response:
+    logger.error("a job cannot be read: %s", exc)
+    return respond(Problem(500, "job-damaged", "a file of the job cannot be read; the server's log says which and why"))
 
 
 async def _job_state(_request: Request, exc: Exception) -> Response:

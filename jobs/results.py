@@ -13,7 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import JobsError, PartFormatError, PartNotReadyError
+from jobs.errors import JobsError, PartFormatError, PartNotReadyError, RecordFormatError
 from jobs.layout import job_names
 from jobs.parts import MAX_LISTED_ERRORS, RowCounts, parse_part, read_header
 from jobs.records import JobRecord, Manifest, PartReport
@@ -120,7 +120,7 @@ def _verified(store: JobStore, record: JobRecord, chunk: int, *, read_all: bool)
         with _checked_footer(store.storage, name, record, report.part.rows):
             pass
         same = not read_all or _digest(store.storage, name) == (report.part.bytes, report.part.sha256)
-    except (FileNotFoundError, PartFormatError, PartNotReadyError):
+    except (FileNotFoundError, PartFormatError, PartNotReadyError, RecordFormatError):
         return None
     return report if same and store.storage.size(name) == report.part.bytes else None
 

@@ -17,9 +17,9 @@ from jobs.creation import create_job
 from jobs.errors import (
     JobNotFoundError,
     JobStateError,
-    PartFormatError,
     PartNotFoundError,
     PartNotReadyError,
+    RecordFormatError,
     ResultsExpiredError,
 )
 from jobs.layout import JOBS, JobNames, is_job_id, job_names, json_index, part_index
@@ -49,8 +49,8 @@ _STARTS = TypeAdapter(list[int])
 class JobStore:
     """All jobs in a storage.
 
-    Every method that takes a job id raises `JobNotFoundError` if there is no such job; all raise `StorageError` if the
-    storage fails.
+    Every method that takes a job id raises `JobNotFoundError` if there is no such job, and `RecordFormatError` if one of
+    its JSON files cannot be read; all raise `StorageError` if the storage fails.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -98,10 +98,10 @@ class JobStore:
 
     def load(self, job_id: str) -> JobRecord:
         """Return what was asked."""
-        try:
-            return JobRecord.model_validate_json(self.storage.read(job_names(job_id).record))
-        except FileNotFoundError as exc:
-            raise JobNotFoundError(job_id) from exc
+        record = self._read_or_none(job_names(job_id).record, JobRecord)
+        if record is None:
+            raise JobNotFoundError(job_id)
+        return record
 
     def exists(self, job_id: str) -> bool:
         """Whether there is such a job."""
@@ -163,13 +163,8 @@ class JobStore:
 
         Raises:
             PartNotReadyError: it does not count yet.
-            PartFormatError: the report is damaged.
         """
-        name = job_names(job_id).report(chunk)
-        try:
-            report = self._read_or_none(name, PartReport)
-        except ValidationError as exc:
-            raise PartFormatError(f"{name} is damaged: {exc}") from exc
+        report = self._read_or_none(job_names(job_id).report(chunk), PartReport)
         if report is None:
             raise PartNotReadyError(f"part {chunk} of job {job_id} is not there yet")
         return report
@@ -312,6 +307,8 @@ class JobStore:
             return _STARTS.validate_json(self.storage.read(job_names(job_id).chunks))
         except FileNotFoundError as exc:
             raise JobNotFoundError(job_id) from exc
+        except ValidationError as exc:
+            raise RecordFormatError(f"{job_names(job_id).chunks} is damaged: {exc}") from exc
 
     def _parts(self, names: JobNames) -> dict[int, int]:
         files = self.storage.files(names.parts_folder)
@@ -332,6 +329,8 @@ class JobStore:
             return kind.model_validate_json(self.storage.read(name))
         except FileNotFoundError:
             return None
+        except ValidationError as exc:
+            raise RecordFormatError(f"{name} is damaged, or of another version of layerstack: {exc}") from exc
 
     def _write_record(self, name: str, record: Record | View) -> None:
         self.storage.write(name, as_json(record))

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from redis import Redis, RedisError
 
 from jobs import keys
-from jobs.errors import JobNotFoundError, JobsError, StorageError
+from jobs.errors import JobNotFoundError, JobsError
 from jobs.layout import JOBS, is_job_id
 from jobs.messages import ChunkMessage, JobEvent
 from jobs.queue import publish_chunks, waiting_chunks
@@ -303,5 +303,5 @@ def _tolerated(what: str) -> Iterator[None]:
     """Let a fault of the storage, or of one job's files, stop neither the loop nor the other jobs."""
     try:
         yield
-    except (StorageError, ValidationError, JobsError) as exc:
+    except JobsError as exc:
         logger.warning("cannot %s, will try again: %s", what, exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from tempfile import SpooledTemporaryFile
@@ -21,11 +22,12 @@ from api.stored import stored_response
 from api.uploads import Entry, PromptFile, as_prompt, read_prompts, recognise
 from jobs import keys
 from jobs.chunking import ChunkLimits
-from jobs.errors import JobNotFoundError
+from jobs.errors import JobNotFoundError, RecordFormatError
 from jobs.messages import JobEvent
 from jobs.progress import NOTHING_LIVE, Live
 from jobs.records import JobOptions, JobRecord, JobView, Manifest, Prompt, StrictRecord
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 PARQUET = "application/vnd.apache.parquet"
@@ -55,12 +57,16 @@ _CREATE_DOCS: dict[str, Any] = {
             "application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}},
             "text/plain": {"schema": {"type": "string", "description": "one prompt a line"}},
             "application/jsonl": {"schema": {"type": "string", "description": "one string or {id, prompt} a line"}},
+            "text/csv": {"schema": {"type": "string", "description": "a header with the column prompt, perhaps id"}},
+            "application/vnd.apache.parquet": {
+                "schema": {"type": "string", "format": "binary", "description": "the column prompt, perhaps id"}
+            },
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
                     "properties": {
-                        "file": {"type": "string", "format": "binary", "description": ".txt or .jsonl"},
+                        "file": {"type": "string", "format": "binary", "description": ".txt, .jsonl, .csv, .parquet"},
                         "options": {"type": "string", "description": "JSON, as in the JSON body"},
                     },
                 }
@@ -117,8 +123,12 @@ async def list_jobs(
     ids = await run_in_threadpool(services.store.list_ids, limit=limit + 1, after=after)
     views = []
     for job_id in ids[:limit]:
-        with suppress(JobNotFoundError):  # deleted since it was listed
+        try:
             views.append(await _view(services, job_id))
+        except JobNotFoundError:
+            continue  # deleted since it was listed
+        except RecordFormatError as exc:
+            logger.error("left out of the list: %s", exc)  # noqa: TRY400 - the message says it all
     return JobPage(jobs=views, next=ids[limit - 1] if len(ids) > limit else None)
 
 
@@ -234,6 +244,9 @@ def _known_kind(filename: str | None, media_type: str | None) -> PromptFile:
     kind = recognise(filename, media_type)
     if kind is None:
         what = filename or media_type or "a body without Content-Type"
-        detail = f"{what}: neither application/json nor a prompt file: .txt (text/plain) or .jsonl (application/jsonl)"
+        detail = (
+            f"{what}: neither application/json nor a prompt file: .txt (text/plain), .jsonl (application/jsonl), "
+            ".csv (text/csv) or .parquet (application/vnd.apache.parquet)"
+        )
         raise Problem(415, "unsupported-media-type", detail, field="file" if filename else "Content-Type")
     return kind
