@@ -49,8 +49,8 @@ _STARTS = TypeAdapter(list[int])
 class JobStore:
     """All jobs in a storage.
 
-    Every method that takes a job id raises `JobNotFoundError` if there is no such job, and `RecordFormatError` if one of
-    its JSON files cannot be read; all raise `StorageError` if the storage fails.
+    Every method that takes a job id raises `JobNotFoundError` if there is no such job, and `RecordFormatError` if one
+    of its JSON files cannot be read; all raise `StorageError` if the storage fails.
     """
 
     def __init__(self, storage: Storage) -> None:

@@ -95,12 +95,21 @@ class Leases:
         if not lease.lost:
             lease.give_up()
 
+    def renew(self, lease: Lease) -> None:
+        """Renew a lease at once, if Redis answers and it is not lost."""
+        with self._guard:
+            self._renew(lease)
+
     def _renew_all(self) -> None:
         while not self._leaving.wait(self._lease_s / _RENEWALS):
             with self._guard:
-                held = [lease for lease in self._held if not lease.lost]
-            try:
-                for lease in held:
-                    lease.renew()
-            except RedisError as exc:
-                logger.warning("cannot renew leases, will try again: %s", exc)
+                for lease in self._held:
+                    self._renew(lease)
+
+    @staticmethod
+    def _renew(lease: Lease) -> None:
+        try:
+            if not lease.lost:
+                lease.renew()
+        except RedisError as exc:
+            logger.warning("cannot renew a lease, will try again: %s", exc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis, RedisError
@@ -15,22 +16,36 @@ from jobs.messages import JobEvent
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What Redis says of a chunk that is being worked on.
+
+    Attributes:
+        is_leased: whether anybody holds its lease.
+        is_cancelled: whether somebody told that its job is cancelled.
+    """
+
+    is_leased: bool
+    is_cancelled: bool
+
+
 class JobNotes:
     """Progress, events and troubles of jobs."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def progress(self, job_id: str, chunk: int, rows: int) -> bool:
-        """Tell how many rows of a chunk are encoded -> whether somebody has told that its job is cancelled."""
+    def progress(self, job_id: str, chunk: int, rows: int) -> Progress:
+        """Tell how many rows of a chunk are encoded -> what Redis says of the chunk meanwhile."""
         key = keys.progress(job_id)
-        answers: list[Any] = [False]
+        answers: list[Any] = [True, False]
         with _courtesy("tell the progress"), self._redis.pipeline() as pipe:
             pipe.hset(key, str(chunk), str(rows))
             pipe.expire(key, keys.PROGRESS_TTL_S)
+            pipe.exists(keys.lease(job_id, chunk))
             pipe.exists(keys.cancelled(job_id))
             answers = pipe.execute()
-        return bool(answers[-1])
+        return Progress(is_leased=bool(answers[-2]), is_cancelled=bool(answers[-1]))
 
     def put_down(self, job_id: str, chunk: int) -> None:
         """Tell that nobody works on a chunk any more."""

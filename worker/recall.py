@@ -114,4 +114,3 @@ class Recall:
     def _is_under_way(self, key: _Key) -> bool:
         pending = self._under_way.get(key)
         return pending is not None and not pending.future.cancelled()
-

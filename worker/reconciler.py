@@ -35,6 +35,8 @@ from worker.schedule import Schedule, pause_s
 
 logger = logging.getLogger(__name__)
 _SCAN_EVERY_S = 30.0
+# Of the time, at most: large jobs take long to list.
+_SCAN_SHARE = 0.05
 # A finished job is looked at again only so often: it changes by `retry` and by time.
 _FINISHED_JOBS_EVERY_S = 600.0
 _LONGEST_WAIT_S = 1.0
@@ -137,8 +139,9 @@ class Reconciler:
                 raise _NotLeadingError
             now = time.monotonic()
             if now >= known.next_scan:
-                known.next_scan = now + _SCAN_EVERY_S
                 self._scan(known, now)
+                took_s = time.monotonic() - now
+                known.next_scan = now + max(_SCAN_EVERY_S, took_s / _SCAN_SHARE)
             self._note_events(known, wait_s=min(_LONGEST_WAIT_S, self._search_every_s))
             if now >= known.next_search:
                 known.next_search = now + self._search_every_s
@@ -180,8 +183,12 @@ class Reconciler:
                 for chunk in self._without_worker(job_id, self._notes.begun(job_id)):
                     self._notes.put_down(job_id, chunk)
                 return
+            is_new = job_id not in known.active
             job = known.active.setdefault(job_id, _ActiveJob(files.record, Schedule(files.record.num_chunks)))
             job.schedule.learn(files.parts, [failure.chunk for failure in files.given_up])
+            if is_new:  # its workers may have died before this one led
+                for chunk in sorted(self._without_worker(job_id, self._notes.begun(job_id))):
+                    self._recover(job, chunk, begun=True)
 
     # What workers and clients say.
 

@@ -201,6 +201,8 @@ class _Watch:
 
     def _tell(self, rows: int) -> None:
         self._told_at = time.monotonic()
-        flagged = self._tasks.notes.progress(self._job_id, self._chunk, rows)
-        if flagged and self._tasks.chunks.store.is_cancelled(self._job_id):
+        found = self._tasks.notes.progress(self._job_id, self._chunk, rows)
+        if not found.is_leased:  # Redis was emptied, or away for long: who looks now would take this worker for dead
+            self._tasks.leases.renew(self._lease)
+        if found.is_cancelled and self._tasks.chunks.store.is_cancelled(self._job_id):
             raise JobCancelledError
