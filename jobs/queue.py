@@ -7,6 +7,7 @@ the settings, and says what Redis can lose.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -23,6 +24,9 @@ INTERACTIVE = "interactive"
 BULK = "bulk"
 PREDICT_TASK = "layerstack.predict"
 CHUNK_TASK = "layerstack.encode_chunk"
+
+# kombu's own: delivery tag -> message, exchange and key; delivery tag -> when it was delivered.
+_UNACKED, _UNACKED_INDEX = "unacked", "unacked_index"
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -96,15 +100,21 @@ def publish_chunks(app: Celery, messages: Iterable[ChunkMessage]) -> None:
             )
 
 
-def waiting_chunks(redis: Redis) -> set[tuple[str, int]]:
-    """Return job and chunk of all messages in the bulk queue that no worker has taken.
+def waiting_chunks(redis: Redis, *, delivered_within_s: float = 0.0) -> set[tuple[str, int]]:
+    """Return job and chunk of all messages in the bulk queue, and of those that a worker has just taken.
+
+    A worker takes a few messages before it has a thread for them. Whether it still lives, only time tells.
 
     Raises:
         redis.exceptions.RedisError: the broker does not answer.
     """
-    messages = cast("list[bytes]", redis.lrange(BULK, 0, -1))
-    task_ids = (str(json.loads(message)["headers"]["id"]) for message in messages)
-    return {(job_id, int(chunk)) for job_id, _, chunk in (task_id.partition("/") for task_id in task_ids)}
+    messages = [json.loads(content) for content in cast("list[bytes]", redis.lrange(BULK, 0, -1))]
+    since = time.time() - delivered_within_s
+    tags = cast("list[bytes]", redis.zrangebyscore(_UNACKED_INDEX, since, "+inf"))
+    taken = cast("list[bytes | None]", redis.hmget(_UNACKED, tags)) if tags else []
+    messages += [json.loads(content)[0] for content in taken if content is not None]
+    task_ids = (message["headers"]["id"].partition("/") for message in messages)
+    return {(job_id, int(chunk)) for job_id, separator, chunk in task_ids if separator}
 
 
 def _task_id(job_id: str, chunk: int) -> str:

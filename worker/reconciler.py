@@ -81,6 +81,7 @@ class Reconciler:
         fingerprint: of this worker's encoder.
         slots: chunks that one worker takes at a time.
         search_every_s: seconds between two searches for chunks that got lost.
+        lease_s: seconds without a sign of life until a worker counts as dead.
         chunk_crashes: attempts whose worker died that a chunk has.
         read_all: whether each part is read before a job succeeds.
         stopping: set when the worker stops.
@@ -97,6 +98,7 @@ class Reconciler:
         fingerprint: str,
         slots: int,
         search_every_s: float,
+        lease_s: float,
         chunk_crashes: int,
         read_all: bool,
         stopping: threading.Event,
@@ -109,6 +111,7 @@ class Reconciler:
         self._fingerprint = fingerprint
         self._slots = slots
         self._search_every_s = search_every_s
+        self._lease_s = lease_s
         self._chunk_crashes = chunk_crashes
         self._stopping = stopping
         self._finisher = Finisher(store, read_all=read_all, stopping=stopping)
@@ -237,7 +240,7 @@ class Reconciler:
         """Find chunks that are neither in the queue nor with a living worker."""
         if not any(job.schedule.outstanding for job in known.active.values()):
             return
-        waiting = waiting_chunks(self._redis)
+        waiting = waiting_chunks(self._redis, delivered_within_s=self._lease_s)
         for job_id, job in known.active.items():
             outstanding = {chunk for chunk in job.schedule.outstanding if (job_id, chunk) not in waiting}
             lost = self._without_worker(job_id, outstanding)

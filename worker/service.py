@@ -101,6 +101,7 @@ def _reconciler(
         fingerprint=fingerprint,
         slots=settings.bulk_threads,
         search_every_s=settings.reconcile_s,
+        lease_s=settings.lease_s,
         chunk_crashes=settings.chunk_crashes,
         read_all=settings.verify_parts == "full",
         stopping=stopping,
