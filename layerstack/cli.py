@@ -134,7 +134,7 @@ def predict(
 
 @jobs_app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="Prompts: .txt, one a line, or .jsonl.")],
+    file: Annotated[Path, typer.Argument(help="Prompts: .txt, one a line, or .jsonl, .csv, .parquet.")],
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; default the encoder's.")] = None,
     layout: Annotated[str | None, typer.Option(help="own_rows (small, default) or dense.")] = None,
     compression: Annotated[str | None, typer.Option(help="none (default) or zstd.")] = None,

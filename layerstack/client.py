@@ -80,7 +80,7 @@ class Client:
         )
 
     def submit(self, prompts: Path | Sequence[str], options: Mapping[str, Any] | None = None) -> JobView:
-        """Make a job of a `.txt` or `.jsonl` file, or of a list of prompts; returns before it is done.
+        """Make a job of a `.txt`, `.jsonl`, `.csv` or `.parquet` file, or of a list; returns before it is done.
 
         Raises:
             OSError: the file cannot be read.

@@ -1,9 +1,15 @@
 import io
+import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from api.problems import Problem
-from api.uploads import PromptFile, read_prompts, recognise
+from api.uploads import Entry, PromptFile, read_prompts, recognise
 from jobs.records import Prompt
 
 MAX_CHARS = 100
@@ -25,9 +31,16 @@ def test_json_lines_are_strings_or_objects_and_blank_lines_are_skipped():
     assert read(content, PromptFile.JSONL) == [("0", "a"), ("x", "b"), ("2", "é")]
 
 
-@pytest.mark.parametrize("kind", PromptFile)
-def test_an_empty_file_has_no_prompts(kind):
+@pytest.mark.parametrize("kind", [PromptFile.TXT, PromptFile.JSONL])
+def test_an_empty_file_of_lines_has_no_prompts(kind):
     assert read(b"", kind) == []
+
+
+@pytest.mark.parametrize("kind", [PromptFile.CSV, PromptFile.PARQUET])
+def test_an_empty_file_of_columns_lacks_them(kind):
+    with pytest.raises(Problem) as caught:
+        read(b"", kind)
+    assert caught.value.status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -74,6 +87,60 @@ def test_a_line_without_end_is_not_held_in_memory():
     assert endless.taken < 100_000
 
 
+_MODEL = TypeAdapter(Entry)
+_IDS = st.one_of(st.none(), st.text(max_size=4), st.integers())
+_OBJECTS = st.fixed_dictionaries({}, optional={"id": _IDS, "prompt": st.one_of(_IDS, st.text()), "more": st.none()})
+_VALUES = st.one_of(_OBJECTS, st.text(), st.integers(), st.floats(), st.none(), st.lists(st.text(), max_size=2))
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.one_of(st.builds(json.dumps, _VALUES, ensure_ascii=st.booleans()), st.text('{}[]":,\\u8d aidprompt\t0')))
+def test_a_json_line_is_taken_if_and_only_if_the_model_of_an_entry_takes_it(line):
+    assume(line.strip() and "\n" not in line)
+    try:
+        content = line.encode()
+        entry = _MODEL.validate_json(content)
+    except (UnicodeEncodeError, ValidationError):
+        entry = None
+    try:
+        found = read(line.encode("utf-8", "surrogatepass"), PromptFile.JSONL)
+    except Problem:
+        found = None
+    if entry is None or len(entry.prompt) > MAX_CHARS:
+        assert found is None
+    else:
+        assert found == [("0" if entry.id is None else entry.id, entry.prompt)]
+
+
+def test_a_key_given_twice_counts_as_its_last():
+    assert read(b'{"prompt": 1, "prompt": "a", "id": 5, "id": null}', PromptFile.JSONL) == [("0", "a")]
+
+
+def as_csv(id_, prompt):
+    return f"id,prompt\n,b\n{id_},{prompt}\n".encode()
+
+
+def as_parquet(id_, prompt):
+    content = io.BytesIO()
+    pq.write_table(pa.table({"id": [None, id_], "prompt": ["b", prompt]}), content)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "place"),
+    [(PromptFile.CSV, as_csv, "line 3"), (PromptFile.PARQUET, as_parquet, "row 1")],
+)
+def test_rows_of_tables_have_the_limits_of_all_prompts(kind, write, place):
+    assert read(write("x" * 512, "y" * MAX_CHARS), kind) == [("0", "b"), ("x" * 512, "y" * MAX_CHARS)]
+    with pytest.raises(Problem) as caught:
+        read(write("x", "y" * 101), kind)
+    assert (caught.value.kind, caught.value.members) == (
+        "prompt-too-long", {"field": place, "value": 101, "limit": MAX_CHARS},
+    )  # fmt: skip
+    with pytest.raises(Problem, match=f"{place}.id: an id has at most 512 characters; got 'x"):
+        read(write("x" * 513, "y"), kind)
+
+
 @pytest.mark.parametrize(
     ("filename", "media_type", "kind"),
     [
@@ -81,6 +148,11 @@ def test_a_line_without_end_is_not_held_in_memory():
         ("A.JSONL", "text/plain", PromptFile.JSONL),
         ("captions", "text/plain; charset=utf-8", PromptFile.TXT),
         (None, "application/x-ndjson", PromptFile.JSONL),
+        ("a.csv", "application/vnd.ms-excel", PromptFile.CSV),
+        (None, "text/csv; header=present", PromptFile.CSV),
+        ("a.parquet", "application/octet-stream", PromptFile.PARQUET),
+        (None, "application/vnd.apache.parquet", PromptFile.PARQUET),
+        (None, "application/x-parquet", PromptFile.PARQUET),
         ("a.png", "image/png", None),
         (None, None, None),
     ],
