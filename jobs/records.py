@@ -16,6 +16,10 @@ JobId = Ulid
 """A ULID: job ids sort by the time of their making, and are safe as folder names."""
 
 
+MAX_CHUNK_TOKENS = 65_536
+"""Of the real encoder that is a part of 2 to 4 GB; object stores take no more than 5 GB at once."""
+
+
 class Record(BaseModel):
     """Base of what is asked and stored: frozen, and an unknown field is an error, never dropped silently."""
 
@@ -74,7 +78,7 @@ class JobOptions(StrictRecord):
     chunk_rows: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         None, description="prompts in one part, at most; default the server's setting"
     )
-    chunk_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    chunk_tokens: Annotated[int, Field(ge=1, le=MAX_CHUNK_TOKENS)] | None = Field(
         None, description="estimated tokens in one part, at most; default the server's setting"
     )
     deduplicate: bool = Field(True, description="whether prompts that are the same are encoded once")

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import SettingsError
+from jobs.records import MAX_CHUNK_TOKENS
 from jobs.storage import OBJECT_STORES
 
 _PREFIX = "LAYERSTACK_"
@@ -40,7 +41,9 @@ class Settings(BaseSettings):
     body_max_bytes: int = Field(64 * 2**20, ge=1, description="bytes of a JSON body")
     upload_max_bytes: int = Field(16 * 2**30, ge=1, description="bytes of an uploaded prompt file")
     chunk_rows: int = Field(2048, ge=1, le=100_000, description="prompts in one chunk, and so in one part, at most")
-    chunk_tokens: int = Field(8192, ge=1, description="token rows stored of one chunk, about, at most")
+    chunk_tokens: int = Field(
+        8192, ge=1, le=MAX_CHUNK_TOKENS, description="token rows stored of one chunk, about, at most"
+    )
 
     model: str | None = Field(None, description="folder or hub id of the model, or 'demo'; the worker needs it")
     model_revision: str | None = Field(None, description="branch, tag or commit of a hub id")

@@ -168,6 +168,27 @@ def show(job_id: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         _out.print(f"error: {job.error}", style="red", markup=False)
 
 
+@jobs_app.command()
+def cancel(job_id: str, url: Url = DEFAULT_URL) -> None:
+    """Stop a job; what is done stays, and `retry` does the rest."""
+    with Client(url) as client:
+        _out.print(client.cancel(job_id).status)
+
+
+@jobs_app.command()
+def retry(job_id: str, url: Url = DEFAULT_URL) -> None:
+    """Do what is missing of a job that failed or was cancelled; check and repair one that succeeded."""
+    with Client(url) as client:
+        _out.print(client.retry(job_id).status)
+
+
+@jobs_app.command()
+def delete(job_id: str, url: Url = DEFAULT_URL) -> None:
+    """Delete a job and its results, at once and for good."""
+    with Client(url) as client:
+        client.delete(job_id)
+
+
 @jobs_app.command("list")
 def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=100)] = 20,

@@ -105,6 +105,18 @@ class Client:
         params = {"limit": limit} | ({"after": after} if after else {})
         return [JobView.model_validate(job) for job in self._json("GET", "/jobs", params=params)["jobs"]]
 
+    def cancel(self, job_id: str) -> JobView:
+        """Stop a job between two batches; what is done stays."""
+        return JobView.model_validate(self._json("POST", f"/jobs/{job_id}/cancel"))
+
+    def retry(self, job_id: str) -> JobView:
+        """Do what is missing of a job that failed or was cancelled; check and repair one that succeeded."""
+        return JobView.model_validate(self._json("POST", f"/jobs/{job_id}/retry"))
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job and its results, at once and for good."""
+        self._send("DELETE", f"/jobs/{job_id}")
+
     def fetch(self, job_id: str, folder: Path, on_part: Callable[[PartSummary], None] = lambda _: None) -> Manifest:
         """Download a finished job to `folder`, which `layerstack.read` opens. Parts that are there already stay.
 
