@@ -9,6 +9,7 @@ import sys
 import uvicorn
 
 from api.app import create_app
+from jobs.errors import SettingsError
 from jobs.process import begin
 
 logger = logging.getLogger(__name__)
@@ -21,9 +22,13 @@ def main() -> int:
     settings = begin("api")
     if not _is_loopback(settings.host):
         logger.warning("listening on %s: whoever reaches this port can use the encoder", settings.host)
+    try:
+        app = create_app(settings)
+    except SettingsError as exc:
+        sys.exit(str(exc))
     # uvicorn raises the signal that stopped it once more at the end; what `begin` set up makes that exit code 0.
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -13,6 +13,8 @@ from api.limits import BodyLimit
 from api.routes import jobs, predict, service
 from api.services import open_services
 from jobs.settings import Settings, load_settings
+from jobs.storage import open_storage
+from jobs.store import JobStore
 
 
 class _Application(FastAPI):
@@ -32,13 +34,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application; connections open with its lifespan.
 
     Raises:
-        SettingsError: `settings` is not given, and a variable of the environment has a bad value.
+        SettingsError: a setting has a bad value.
     """
     chosen = settings or load_settings()
+    store = JobStore(open_storage(chosen.storage))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(chosen) as services:
+        async with open_services(chosen, store) as services:
             app.state.services = services
             yield
 

@@ -15,7 +15,6 @@ from api.encoders import LiveEncoders
 from api.predictor import Predictor
 from jobs.queue import make_celery
 from jobs.settings import Settings
-from jobs.storage import open_storage
 from jobs.store import JobStore
 
 _SOCKET_TIMEOUT_S = 5.0
@@ -34,7 +33,7 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, store: JobStore) -> AsyncIterator[Services]:
     """Open what the routes use, and close it at the end. Nothing connects before it is needed."""
     url = settings.broker_url.get_secret_value()
     redis = Redis.from_url(url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S)
@@ -47,7 +46,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     try:
         yield Services(
             settings=settings,
-            store=JobStore(open_storage(settings.storage)),
+            store=store,
             celery=celery,
             redis=redis,
             encoders=encoders,

@@ -25,26 +25,28 @@ async def stored_response(storage: Storage, name: str, media_type: str, filename
     size = await run_in_threadpool(storage.size, name)
     if size is None:
         raise PartNotReadyError(f"{name} has been deleted")
-    start, stop = _range(asked, size)
+    asked_range = _range(asked, size)
+    start, stop = asked_range or (0, size)
     headers = {
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'attachment; filename="{filename}"',
         "Content-Length": str(stop - start),
     }
-    partial = stop - start != size
-    if partial:
+    if asked_range is not None:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     pieces = storage.stream(name, start, stop)
-    return StreamingResponse(pieces, 206 if partial else 200, headers, media_type=media_type)
+    return StreamingResponse(pieces, 206 if asked_range else 200, headers, media_type=media_type)
 
 
-def _range(asked: str | None, size: int) -> tuple[int, int]:
+def _range(asked: str | None, size: int) -> tuple[int, int] | None:
+    """Return where the range that is asked for begins and ends, or None if all is asked for."""
     found = _RANGE.fullmatch(asked or "")
     if found is None or found[1] == found[2] == "":
-        return 0, size
+        return None
     if found[1] == "":
-        return max(0, size - int(found[2])), size
-    start, stop = int(found[1]), min(size, int(found[2]) + 1 if found[2] else size)
+        start, stop = max(0, size - int(found[2])), size
+    else:
+        start, stop = int(found[1]), min(size, int(found[2]) + 1 if found[2] else size)
     if start >= stop:
         headers = {"Content-Range": f"bytes */{size}"}
         raise Problem(416, "range-not-satisfiable", f"Range: the file has {size} bytes", headers=headers, field="Range")

@@ -29,7 +29,7 @@ class Sizes:
 
     Attributes:
         max_own_rows: rows that a prompt can have of its own.
-        stored_rows: rows that are stored of each prompt, or None for its own rows only.
+        stored_rows: rows that are stored of each prompt, or None if that depends on its length.
         row_bytes: of one stored row.
     """
 
@@ -40,9 +40,11 @@ class Sizes:
     @classmethod
     def of(cls, encoder: EncoderInfo, layout: Literal["own_rows", "dense"], dtype: DtypeName) -> Self:
         """Return the sizes for an encoder and the options of a job."""
+        max_own_rows = encoder.max_length - encoder.num_prefix_tokens
+        always = encoder.max_length if layout == "dense" else max_own_rows if encoder.padding_side == "right" else None
         return cls(
-            max_own_rows=encoder.max_length - encoder.num_prefix_tokens,
-            stored_rows=encoder.max_length if layout == "dense" else None,
+            max_own_rows=max_own_rows,
+            stored_rows=always,
             row_bytes=encoder.embed_dim * DTYPES[dtype].itemsize + _TEXT_IDS_BYTES,
         )
 

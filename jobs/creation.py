@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from jobs.chunking import Chunk, ChunkLimits, Sizes, cut
 from jobs.errors import NoPromptsError, NotEnoughSpaceError, StorageError
 from jobs.layout import JobNames, job_names
 from jobs.parts import write_prompts
-from jobs.records import EncoderInfo, JobOptions, JobRecord, Prompt, as_json
+from jobs.records import ChunkStarts, EncoderInfo, JobOptions, JobRecord, Prompt, as_json
 from jobs.storage import Storage
 
 # Chunks that are written at the same time: an object store takes long for each, a disk for making it last.
@@ -56,7 +55,7 @@ def create_job(
             fingerprint=encoder.fingerprint,
             metadata=dict(metadata),
         )
-        storage.write(names.chunks, json.dumps(starts).encode("ascii"))
+        storage.write(names.chunks, as_json(ChunkStarts(starts=tuple(starts))))
         storage.write(names.record, as_json(record))
         # Somebody may have taken the folder for abandoned while it was written.
         if len(storage.files(names.prompts_folder)) != record.num_chunks:

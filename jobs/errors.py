@@ -9,7 +9,7 @@ JobsError
 ├── ResultsExpiredError   the results were deleted when their time was up
 ├── NoPromptsError        a job without a single prompt
 ├── NotEnoughSpaceError   the results of a job would not fit into the storage
-├── RecordFormatError     a JSON file of a job is damaged, or of another version
+├── RecordFormatError     a file of a job is damaged, missing, or of another version
 ├── PartFormatError       a file is no part of ours, or damaged
 ├── TensorFormatError     bytes are no safetensors, or of an unknown dtype
 └── StorageError          the storage failed; the same may work later
@@ -70,7 +70,7 @@ class NotEnoughSpaceError(JobsError):
 
 
 class RecordFormatError(JobsError, ValueError):
-    """A JSON file of a job is damaged, or of a version that we do not know; the message names it."""
+    """A file of a job is damaged, missing, or of a version that we do not know; the message names it."""
 
 
 class PartFormatError(JobsError, ValueError):

@@ -105,5 +105,8 @@ def _make_folder(folder: Path) -> None:
     """Make `folder` and its parents, so that each lasts."""
     if not folder.is_dir():
         _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError as exc:  # which would say that the file is there, not that a folder cannot be
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from exc
         sync_folder(folder.parent)

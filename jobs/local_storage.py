@@ -15,6 +15,8 @@ from jobs.errors import StorageError, StorageFullError
 from jobs.files import remove_unfinished, sync_folder, written_whole
 from jobs.storage import Storage, StoredFile
 
+# Somebody may be writing into a folder while it is deleted.
+_DELETE_ATTEMPTS = 10
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -33,12 +35,12 @@ class LocalStorage(Storage):
 
     def read(self, name: str) -> bytes:
         """Return a file's content."""
-        with _translated(self.root / name):
+        with _translated(self.root / name, FileNotFoundError):
             return (self.root / name).read_bytes()
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading at any position."""
-        with _translated(self.root / name):
+        with _translated(self.root / name, FileNotFoundError):
             return (self.root / name).open("rb")
 
     def write(self, name: str, content: bytes) -> None:
@@ -49,7 +51,8 @@ class LocalStorage(Storage):
     @contextmanager
     def new_file(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file that appears when the block ends well, unless there is one by then."""
-        with _translated(self.root / name), written_whole(self.root / name, keep_existing=True) as file:
+        path = self.root / name
+        with _translated(path, FileExistsError), written_whole(path, keep_existing=True) as file:
             yield file
 
     def size(self, name: str) -> int | None:
@@ -93,9 +96,15 @@ class LocalStorage(Storage):
     def delete_folder(self, folder: str) -> None:
         """Delete all files in `folder` and below it, and the folder."""
         path = self.root / folder
-        with _translated(path), suppress(FileNotFoundError):
-            shutil.rmtree(path)
-            sync_folder(path.parent)
+        with _translated(path):
+            for _ in range(_DELETE_ATTEMPTS - 1):
+                if not path.exists():
+                    break
+                shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(path)
+            if path.parent.is_dir():
+                sync_folder(path.parent)
 
     def remove_unfinished(self, folder: str) -> int:
         """Remove what writers that died left in `folder`."""
@@ -117,11 +126,11 @@ def _described(name: str, status: os.stat_result) -> StoredFile:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn every fault of the file system into a `StorageError`, except that a file is not there or there already."""
+def _translated(path: Path, *told: type[OSError]) -> Iterator[None]:
+    """Turn every fault of the file system into a `StorageError`, except those that the caller is `told` as they are."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError):
+    except told:
         raise
     except OSError as exc:
         kind = StorageFullError if exc.errno in _FULL else StorageError

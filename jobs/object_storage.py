@@ -34,7 +34,7 @@ class ObjectStorage(Storage):
         try:
             self._store: Any = from_url(self._url, retry_config=_RETRIES)  # one class a kind of store, with no base
         except (BaseError, ValueError) as exc:
-            raise SettingsError(f"LAYERSTACK_STORAGE={url!r}: {exc}") from exc
+            raise SettingsError(f"LAYERSTACK_STORAGE={url!r}: {_first_line(exc)}") from exc
 
     def check(self) -> None:
         """Find out whether the bucket can be read."""
@@ -46,7 +46,7 @@ class ObjectStorage(Storage):
 
     def read(self, name: str) -> bytes:
         """Return an object's content."""
-        with self._translated(name):
+        with self._translated(name, FileNotFoundError):
             return bytes(obstore.get(self._store, name).bytes())
 
     def open(self, name: str) -> IO[bytes]:
@@ -58,7 +58,7 @@ class ObjectStorage(Storage):
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return bytes `start` to `stop` of an object."""
-        with self._translated(name):
+        with self._translated(name, FileNotFoundError):
             return bytes(obstore.get_range(self._store, name, start=start, end=stop))
 
     def write(self, name: str, content: bytes) -> None:
@@ -70,7 +70,7 @@ class ObjectStorage(Storage):
     def new_file(self, name: str) -> Iterator[IO[bytes]]:
         """Open a local file that is uploaded when the block ends well, unless there is such an object by then."""
         # Written here first: an upload of unknown length could not be conditional.
-        with tempfile.TemporaryFile() as file:
+        with self._translated(name, FileExistsError), tempfile.TemporaryFile() as file:
             yield file
             file.flush()
             if file.tell() == 0:
@@ -127,26 +127,30 @@ class ObjectStorage(Storage):
         return None
 
     def _create(self, name: str, content: bytes | mmap.mmap) -> None:
-        with self._translated(name):
+        with self._translated(name, FileExistsError):
             try:
                 obstore.put(self._store, name, content, mode="create", use_multipart=False)
             except AlreadyExistsError as exc:
                 raise FileExistsError(f"{self._url}/{name}") from exc
-            except NotSupportedError:  # some stores speak S3 without conditions
+            except (NotSupportedError, NotImplementedError):  # some stores speak S3 without conditions
                 if self.size(name) is not None:
                     raise FileExistsError(f"{self._url}/{name}") from None
                 obstore.put(self._store, name, content, use_multipart=False)
 
     @contextmanager
-    def _translated(self, name: str) -> Iterator[None]:
+    def _translated(self, name: str, *told: type[OSError]) -> Iterator[None]:
+        """Turn every fault of the store into a `StorageError`, except those that the caller is `told` as they are."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError):
+        except told:
             raise
         except (BaseError, OSError) as exc:
-            # Only the first line: obstore adds its whole configuration, which nobody wants in a log.
-            reason = str(exc).partition("\n")[0]
-            raise StorageError(f"{self._url}/{name}: {reason}") from exc
+            raise StorageError(f"{self._url}/{name}: {_first_line(exc)}") from exc
+
+
+def _first_line(exc: Exception) -> str:
+    """Return what an error says, without the whole configuration that obstore adds: nobody wants that in a log."""
+    return str(exc).partition("\n")[0]
 
 
 class _Ranges(io.RawIOBase):

@@ -24,7 +24,7 @@ class Live:
 
     Attributes:
         rows: rows encoded so far, by chunk that is being worked on.
-        trouble: why the job waits for the storage, if it does.
+        trouble: why the job waits for its storage or encoder, if it does.
     """
 
     rows: Mapping[int, int]

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import cast
 
 from celery import Celery
-from kombu import Connection, Exchange, Producer, Queue
-from kombu.exceptions import OperationalError
-from redis import Redis, RedisError
+from kombu import Exchange, Queue
+from redis import Redis
 
 from jobs.messages import ChunkMessage, PredictMessage
 from jobs.settings import Settings
@@ -52,6 +50,7 @@ def make_celery(settings: Settings) -> Celery:
         broker_connection_timeout=5,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # never give up
+        broker_channel_error_retry=True,  # nor on a broker that answers, but takes nothing: its memory or disk is full
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": 5,
@@ -72,14 +71,7 @@ def publish_predict(app: Celery, message: PredictMessage) -> None:
     Raises:
         kombu.exceptions.OperationalError: the broker does not answer.
     """
-    with _producer(app, INTERACTIVE) as producer:
-        app.send_task(
-            PREDICT_TASK,
-            kwargs={"message": message.model_dump(mode="json")},
-            queue=INTERACTIVE,
-            retry=False,
-            producer=producer,
-        )
+    app.send_task(PREDICT_TASK, kwargs={"message": message.model_dump(mode="json")}, queue=INTERACTIVE, retry=False)
 
 
 def publish_chunks(app: Celery, messages: Iterable[ChunkMessage]) -> None:
@@ -88,7 +80,7 @@ def publish_chunks(app: Celery, messages: Iterable[ChunkMessage]) -> None:
     Raises:
         kombu.exceptions.OperationalError: the broker does not answer.
     """
-    with _producer(app, BULK) as producer:
+    with app.producer_pool.acquire(block=True) as producer:
         for message in messages:
             app.send_task(
                 CHUNK_TASK,
@@ -120,21 +112,6 @@ def waiting_chunks(redis: Redis, *, delivered_within_s: float = 0.0) -> set[tupl
 def _task_id(job_id: str, chunk: int) -> str:
     """Return what Celery calls a chunk's task, so that it can be told from the message alone."""
     return f"{job_id}/{chunk}"
-
-
-@contextmanager
-def _producer(app: Celery, queue: str) -> Iterator[Producer]:
-    """Borrow a connection on which `queue` is declared.
-
-    Celery declares a queue once a connection. Were Redis emptied after that, every message would be refused: there
-    would be no binding between the exchange and the queue any more.
-    """
-    with app.producer_pool.acquire(block=True) as producer:
-        try:
-            app.amqp.queues[queue](cast("Connection", producer.connection)).declare()
-        except RedisError as exc:
-            raise OperationalError(str(exc)) from exc
-        yield producer
 
 
 def _broker_url(settings: Settings) -> str:

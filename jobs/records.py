@@ -16,8 +16,9 @@ JobId = Ulid
 """A ULID: job ids sort by the time of their making, and are safe as folder names."""
 
 
-MAX_CHUNK_TOKENS = 65_536
-"""Of the real encoder that is a part of 2 to 4 GB; object stores take no more than 5 GB at once."""
+MAX_CHUNK_TOKENS = 32_768
+"""Of the real encoder that is a part of 1 to 2 GB. Object stores take 5 GB at once, and a chunk may have more tokens
+than its prompts' lengths tell."""
 
 
 class Record(BaseModel):
@@ -46,7 +47,7 @@ class JobStatus(StrEnum):
     RUNNING = "running"
     """At least one chunk has started."""
     PAUSED = "paused"
-    """The storage is full or fails; the job goes on by itself once it works again."""
+    """The storage is full or fails, or no worker has the job's encoder; it goes on by itself once there is."""
     SUCCEEDED = "succeeded"
     """The manifest is written; rows that failed on their own are counted in it."""
     FAILED = "failed"
@@ -87,7 +88,8 @@ class JobOptions(StrictRecord):
 class EncoderInfo(View):
     """What a loaded encoder says of itself.
 
-    `embed_dim` is D, the number of layers times the hidden size; `num_prefix_tokens` is P.
+    `embed_dim` is D, the number of layers times the hidden size; `num_prefix_tokens` is P. With padding on the right,
+    pad rows depend on the prompt, and are among its own rows.
     """
 
     model: str
@@ -97,6 +99,7 @@ class EncoderInfo(View):
     max_length: int
     embed_dim: int
     num_prefix_tokens: int
+    padding_side: Literal["left", "right"] = "left"
     dtype: DtypeName
     device: str
     fingerprint: str
@@ -153,7 +156,15 @@ class ChunkFailure(Record):
 class Mark(Record):
     """`cancelled` and `expired`: when that was."""
 
+    version: Literal[1] = 1
     at: datetime
+
+
+class ChunkStarts(Record):
+    """`chunks.json`: how the prompts are cut into chunks. Never changed."""
+
+    version: Literal[1] = 1
+    starts: tuple[int, ...] = Field(description="position of each chunk's first prompt, and the number of prompts")
 
 
 class PartSummary(View):

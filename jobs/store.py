@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import IO, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from ulid import ULID
 
 from jobs.chunking import ChunkLimits
@@ -27,6 +27,7 @@ from jobs.parts import read_prompts
 from jobs.progress import JobFiles
 from jobs.records import (
     ChunkFailure,
+    ChunkStarts,
     EncoderInfo,
     JobOptions,
     JobRecord,
@@ -43,7 +44,6 @@ from jobs.storage import Storage
 
 _R = TypeVar("_R", bound=BaseModel)
 _KNOWN_JOBS = 256
-_STARTS = TypeAdapter(list[int])
 
 
 class JobStore:
@@ -140,7 +140,9 @@ class JobStore:
             with self.storage.open(job_names(job_id).prompts(chunk)) as file:
                 yield from read_prompts(file)
         except FileNotFoundError as exc:
-            raise JobNotFoundError(job_id) from exc
+            if not self.exists(job_id):
+                raise JobNotFoundError(job_id) from exc
+            raise RecordFormatError(f"the prompts of chunk {chunk} are missing ({exc})") from exc
 
     # What workers write.
 
@@ -302,13 +304,11 @@ class JobStore:
             raise ResultsExpiredError(f"the results of job {job_id} expired at {files.expired.at:%Y-%m-%d %H:%M} UTC")
         return files.status()
 
-    def _read_starts(self, job_id: str) -> list[int]:
-        try:
-            return _STARTS.validate_json(self.storage.read(job_names(job_id).chunks))
-        except FileNotFoundError as exc:
-            raise JobNotFoundError(job_id) from exc
-        except ValidationError as exc:
-            raise RecordFormatError(f"{job_names(job_id).chunks} is damaged: {exc}") from exc
+    def _read_starts(self, job_id: str) -> tuple[int, ...]:
+        found = self._read_or_none(job_names(job_id).chunks, ChunkStarts)
+        if found is None:
+            raise JobNotFoundError(job_id)
+        return found.starts
 
     def _parts(self, names: JobNames) -> dict[int, int]:
         files = self.storage.files(names.parts_folder)

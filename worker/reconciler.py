@@ -38,10 +38,13 @@ _SCAN_EVERY_S = 30.0
 # Of the time, at most: large jobs take long to list.
 _SCAN_SHARE = 0.05
 # A finished job is looked at again only so often: it changes by `retry` and by time.
-_FINISHED_JOBS_EVERY_S = 600.0
+_FINISHED_JOBS_EVERY_S = 300.0
 _LONGEST_WAIT_S = 1.0
 _EVENTS_AT_ONCE = 1000
+# Chunks in the queue: of all jobs together, unless there are more jobs than that; and of one job.
 _SMALLEST_WINDOW = 16
+_SMALLEST_SHARE = 2
+_FINISH_AGAIN_SHOWN_S = 60.0
 _LEASE_S = 10.0
 
 
@@ -181,10 +184,13 @@ class Reconciler:
             self._housekeeper.remove_unfinished(job_id)
             if files.status().is_final:
                 known.active.pop(job_id, None)
-                known.finished[job_id] = time.monotonic() + _FINISHED_JOBS_EVERY_S
                 self._housekeeper.expire(job_id, files)
-                for chunk in self._without_worker(job_id, self._notes.begun(job_id)):
+                begun = self._notes.begun(job_id)
+                for chunk in (dead := self._without_worker(job_id, begun)):
                     self._notes.put_down(job_id, chunk)
+                # A worker that still puts a chunk down may die of it.
+                pause = _SCAN_EVERY_S if begun - dead else _FINISHED_JOBS_EVERY_S
+                known.finished[job_id] = time.monotonic() + pause
                 return
             is_new = job_id not in known.active
             job = known.active.setdefault(job_id, _ActiveJob(files.record, Schedule(files.record.num_chunks)))
@@ -218,8 +224,8 @@ class Reconciler:
             schedule.done(chunk)
             self._notes.no_trouble(job_id)
         elif what == "stalled":
-            wait_s = schedule.stall(chunk, time.monotonic())
-            logger.warning("job %s waits %.0f s for its storage", job_id, wait_s)
+            if (wait_s := schedule.stall(chunk, time.monotonic())) is not None:
+                logger.warning("job %s waits %.0f s for its storage", job_id, wait_s)
         else:
             with _tolerated(f"read why a chunk of job {job_id} failed"):
                 self._put_back(job, chunk)
@@ -277,16 +283,19 @@ class Reconciler:
         for job_id, job in known.active.items():
             if job.schedule.complete:
                 self._finisher.begin(job_id)
-        for job_id, bad in self._finisher.finished():
-            if bad and job_id in known.active:
-                for chunk in bad:
+        for job_id, outcome in self._finisher.finished():
+            if isinstance(outcome, JobsError):
+                self._notes.trouble(job_id, str(outcome), _FINISH_AGAIN_SHOWN_S)
+            elif outcome and job_id in known.active:
+                for chunk in outcome:
                     known.active[job_id].schedule.put_back(chunk)
                 continue
             self._look_at(known, job_id)
 
     def _send(self, known: _Knowledge) -> None:
         """Send what is due, and drop jobs that have failed."""
-        window = max(_SMALLEST_WINDOW, 2 * known.num_workers * self._slots)
+        all_windows = max(_SMALLEST_WINDOW, 4 * known.num_workers * self._slots)
+        window = max(_SMALLEST_SHARE, all_windows // max(1, len(known.active)))
         for job_id, job in list(known.active.items()):
             if job.schedule.settled and not job.schedule.complete:
                 self._look_at(known, job_id)

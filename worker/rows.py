@@ -29,6 +29,7 @@ def describe(encoder: Encoder) -> EncoderInfo:
         max_length=encoder.config.max_length,
         embed_dim=encoder.embed_dim,
         num_prefix_tokens=len(encoder.prefix_rows),
+        padding_side=encoder.config.padding_side,
         dtype=str(encoder.dtype).removeprefix("torch."),
         device=str(encoder.device),
         fingerprint=encoder.fingerprint,

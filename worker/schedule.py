@@ -71,13 +71,18 @@ class Schedule:
         self._again.add(chunk)
         self._delayed[chunk] = not_before
 
-    def stall(self, chunk: int, now: float) -> float:
-        """Note that a chunk could not be done for want of its storage -> seconds until one chunk is tried."""
+    def stall(self, chunk: int, now: float) -> float | None:
+        """Note that a chunk could not be done for want of its storage.
+
+        Returns:
+            Seconds until one chunk is tried; None if that is known, since the chunk was under way when it began.
+        """
         self.put_back(chunk)
-        if now >= self._stalled_until:  # else it is one of those that were under way when it began
-            self._stall_s = min(_LONGEST_PAUSE_S, max(1.0, 2 * self._stall_s))
-            self._stalled_until = now + self._stall_s
-        return self._stalled_until - now
+        if now < self._stalled_until:
+            return None
+        self._stall_s = min(_LONGEST_PAUSE_S, max(1.0, 2 * self._stall_s))
+        self._stalled_until = now + self._stall_s
+        return self._stall_s
 
     def due(self, now: float, window: int) -> list[int]:
         """Choose the chunks to send now, so that at most `window` are outstanding, and take them for sent."""
@@ -86,11 +91,12 @@ class Schedule:
         room = (1 if self._stall_s else window) - len(self.outstanding)
         chosen = sorted(chunk for chunk in self._again if self._may_go(chunk, now))[: max(0, room)]
         self._again.difference_update(chosen)
+        self.outstanding |= dict.fromkeys(chosen, now)
         while len(chosen) < room and self._cursor < self.num_chunks:
             if self._may_go(self._cursor, now) and self._cursor not in self._again:
                 chosen.append(self._cursor)
+                self.outstanding[self._cursor] = now
             self._cursor += 1
-        self.outstanding |= dict.fromkeys(chosen, now)
         return chosen
 
     def _may_go(self, chunk: int, now: float) -> bool:
@@ -100,4 +106,4 @@ class Schedule:
 
 def pause_s(failures: int) -> float:
     """Return how long a chunk waits after so many failures in a row: 1 s, 2 s, 4 s, up to a minute."""
-    return min(_LONGEST_PAUSE_S, 2.0 ** max(0, failures - 1))
+    return min(_LONGEST_PAUSE_S, 2.0 ** min(30, max(0, failures - 1)))

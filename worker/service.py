@@ -28,6 +28,7 @@ from jobs.settings import DEMO_MODEL, Settings
 from jobs.storage import open_storage
 from jobs.store import JobStore
 from worker.chunks import ChunkEncoder
+from worker.credit import CreditBack
 from worker.housekeeping import Housekeeper
 from worker.leases import Leases
 from worker.notes import JobNotes
@@ -52,7 +53,10 @@ def run(settings: Settings) -> int:
     try:
         store = JobStore(open_storage(settings.storage))
         store.storage.check()
-    except (StorageError, SettingsError) as exc:
+    except SettingsError as exc:
+        logger.error("%s", exc)  # noqa: TRY400 - the message says it all
+        return 1
+    except StorageError as exc:
         logger.error("LAYERSTACK_STORAGE=%r cannot be used: %s", settings.storage, exc)  # noqa: TRY400 - the message says it all
         return 1
     encoder = _load(settings)
@@ -181,6 +185,7 @@ def _consume(settings: Settings, tasks: Tasks, engine: Engine, stopping: threadi
 def _consumer(settings: Settings, tasks: Tasks, queue: str, concurrency: int) -> WorkController:
     app: Celery = make_celery(settings)
     tasks.register(app)
+    app.steps["consumer"].add(CreditBack)
     # Pool threads look tasks up in the default app; both apps have the same ones, so either will do. Without it they
     # would ask an empty app, and Celery's thread pool keeps that error to itself.
     app.set_default()

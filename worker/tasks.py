@@ -111,17 +111,17 @@ class Tasks:
             return
         try:
             what = self._encode(request, lease)
+            if what is not None:
+                self.notes.put_down(job_id, chunk)
+                self.notes.tell(what)
         except (HandedBackError, FingerprintMismatchError) as exc:
             logger.info("chunk %d of job %s is handed back: %s", chunk, job_id, exc)
             self.notes.put_down(job_id, chunk)
-            self.leases.release(lease)
             if isinstance(exc, FingerprintMismatchError):
                 self.stopping.wait(_NOT_MINE_PAUSE_S)
             raise Reject(str(exc), requeue=True) from exc
-        if what is not None:
-            self.notes.put_down(job_id, chunk)
-            self.notes.tell(what)
-        self.leases.release(lease)
+        finally:  # whatever it was: a lease that is not given up is renewed for as long as this worker lives
+            self.leases.release(lease)
 
     def _lease(self, job_id: str, chunk: int) -> Lease | None:
         try:

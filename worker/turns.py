@@ -10,12 +10,16 @@ _POLL_S = 0.1
 
 
 class Turns:
-    """Lets chunks run side by side, but one that may end the process only alone."""
+    """Lets chunks run side by side, but one that may end the process only alone.
+
+    Nobody begins while one waits to be alone: with many threads it might wait for ever.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._running = 0
         self._alone = False
+        self._wait_to_be_alone = 0
 
     @contextmanager
     def take(self, *, alone: bool, waiting: Callable[[], None]) -> Iterator[None]:
@@ -26,9 +30,13 @@ class Turns:
             waiting: called now and then; what it raises ends the wait.
         """
         with self._changed:
-            while self._alone or (alone and self._running):
-                waiting()
-                self._changed.wait(_POLL_S)
+            self._wait_to_be_alone += alone
+            try:
+                while self._alone or (self._running if alone else self._wait_to_be_alone):
+                    waiting()
+                    self._changed.wait(_POLL_S)
+            finally:
+                self._wait_to_be_alone -= alone
             self._running += 1
             self._alone = alone
         try:

@@ -193,7 +193,7 @@ async def _view(services: Services, job_id: str) -> JobView:
 
 
 async def _tell(services: Services, job_id: str) -> None:
-    """Tell the reconciler that a job has changed; without that, it sees so at its next look at the files."""
+    """Tell the reconciler that a job has changed; without that, it sees so when it next looks at the files."""
     with suppress(RedisError):
         await services.redis.rpush(keys.EVENTS, JobEvent(job_id=job_id).model_dump_json())
         await services.redis.expire(keys.EVENTS, keys.EVENTS_TTL_S)
