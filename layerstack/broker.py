@@ -5,10 +5,18 @@ from __future__ import annotations
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from jobs import keys
 from layerstack.errors import LocalStackError
 
 _SYSTEM_BINARIES = ("valkey-server", "redis-server")
+_TIMEOUT_S = 1.0
+_ONCE = Retry(NoBackoff(), 0)  # the client's own retries take seconds
 
 
 def broker_command(folder: Path, socket: Path) -> list[str]:
@@ -30,6 +38,21 @@ def broker_command(folder: Path, socket: Path) -> list[str]:
         "daemonize": "no",
     }
     return [_binary(), *(word for name, value in settings.items() for word in (f"--{name}", value))]
+
+
+def forget_workers(socket: Path) -> bool:
+    """Take back what workers announced that could not do it themselves; for when none is alive.
+
+    Returns:
+        Whether the broker answered; if not, nothing is forgotten.
+    """
+    try:
+        with Redis(unix_socket_path=str(socket), socket_timeout=_TIMEOUT_S, retry=_ONCE) as redis:
+            ids = cast("set[bytes]", redis.smembers(keys.WORKER_IDS))
+            redis.delete(keys.WORKER_IDS, *(keys.worker(worker_id.decode()) for worker_id in ids))
+    except RedisError:
+        return False
+    return True
 
 
 def _binary() -> str:

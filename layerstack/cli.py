@@ -95,7 +95,7 @@ def up(
     stop = StopRequest()
     with LocalStack(settings, _say) as stack:
         _say(f"layerstack {layerstack.__version__} on {stack.url}, docs at {stack.url}/docs")
-        _say(f"jobs are kept in {Path(settings.storage).expanduser().resolve()}")
+        _say(f"jobs are kept in {stack.storage}")
         if settings.model in {None, DEMO_MODEL}:
             _say("no --model: this is the demo encoder, its weights are RANDOM, its embeddings mean nothing", "yellow")
         stack.run(stop)

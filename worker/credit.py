@@ -30,8 +30,9 @@ def _counted(qos: virtual.QoS, answer: Callable[..., None]) -> Callable[..., Non
     def counted(delivery_tag: str, *args: object, **options: object) -> None:
         try:
             answer(delivery_tag, *args, **options)
-        finally:
+        except Exception:
             # What kombu's own method for Redis does last; that the broker keeps the message costs a second delivery.
             virtual.QoS.ack(qos, delivery_tag)
+            raise
 
     return counted
