@@ -12,7 +12,7 @@ from api.problems import Problem
 from jobs.errors import PartNotReadyError
 from jobs.storage import Storage
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 async def stored_response(storage: Storage, name: str, media_type: str, filename: str, asked: str | None) -> Response:
@@ -39,14 +39,17 @@ async def stored_response(storage: Storage, name: str, media_type: str, filename
 
 
 def _range(asked: str | None, size: int) -> tuple[int, int] | None:
-    """Return where the range that is asked for begins and ends, or None if all is asked for."""
+    """Return where the range that is asked for begins and ends, or None if all is asked for, or nothing sensible."""
     found = _RANGE.fullmatch(asked or "")
     if found is None or found[1] == found[2] == "":
         return None
     if found[1] == "":
         start, stop = max(0, size - int(found[2])), size
     else:
-        start, stop = int(found[1]), min(size, int(found[2]) + 1 if found[2] else size)
+        start, stop = int(found[1]), int(found[2]) + 1 if found[2] else size
+        if found[2] and start >= stop:
+            return None
+        stop = min(size, stop)
     if start >= stop:
         headers = {"Content-Range": f"bytes */{size}"}
         raise Problem(416, "range-not-satisfiable", f"Range: the file has {size} bytes", headers=headers, field="Range")

@@ -8,12 +8,12 @@ from datetime import datetime
 
 from jobs.records import (
     ChunkFailure,
-    JobOptions,
     JobRecord,
     JobStatus,
     JobView,
     Manifest,
     Mark,
+    OptionsView,
     PartView,
 )
 
@@ -109,7 +109,7 @@ class JobFiles:
             num_parts_done=len(self.parts),
             num_parts_failed=len(self.given_up),
             estimated_bytes=record.estimated_bytes,
-            options=JobOptions(
+            options=OptionsView(
                 dtype=record.dtype,
                 layout=record.layout,
                 compression=record.compression,

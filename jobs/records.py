@@ -221,6 +221,17 @@ class PartView(View):
     url: str
 
 
+class OptionsView(View):
+    """How a job's results are stored, as a job shows it: also if nobody could ask for that any more."""
+
+    dtype: DtypeName
+    layout: Literal["own_rows", "dense"]
+    compression: Literal["none", "zstd"]
+    chunk_rows: int
+    chunk_tokens: int
+    deduplicate: bool
+
+
 class JobView(View):
     """A job, as the API shows it."""
 
@@ -236,7 +247,7 @@ class JobView(View):
     num_parts_done: int
     num_parts_failed: int = Field(0, description="parts whose chunk used up its attempts")
     estimated_bytes: int = Field(0, description="of all parts together, from the lengths of the prompts")
-    options: JobOptions
+    options: OptionsView
     fingerprint: str
     metadata: dict[str, str]
     error: str | None

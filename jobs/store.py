@@ -305,10 +305,13 @@ class JobStore:
         return files.status()
 
     def _read_starts(self, job_id: str) -> tuple[int, ...]:
-        found = self._read_or_none(job_names(job_id).chunks, ChunkStarts)
-        if found is None:
-            raise JobNotFoundError(job_id)
-        return found.starts
+        name = job_names(job_id).chunks
+        found = self._read_or_none(name, ChunkStarts)
+        if found is not None:
+            return found.starts
+        if self.exists(job_id):  # it must not be taken for an upload that was cut off, and deleted
+            raise RecordFormatError(f"{name} is missing")
+        raise JobNotFoundError(job_id)
 
     def _parts(self, names: JobNames) -> dict[int, int]:
         files = self.storage.files(names.parts_folder)

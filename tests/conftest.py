@@ -12,9 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 from redis import Redis
+from ulid import ULID
 
 from jobs.settings import Settings
+from jobs.storage import Storage, open_storage
+from jobs.store import JobStore
 from layerstack.broker import broker_command
+from tests.forwards import Forwards
 from tests.support import can_connect, clean_environment, free_port, layerstack_command, status_of, wait_for
 
 
@@ -41,6 +45,13 @@ def engine(encoder):
 
     with Engine(encoder) as running:
         yield running
+
+
+@pytest.fixture
+def forwards(encoder, monkeypatch) -> Forwards:
+    watched = Forwards(encoder)
+    monkeypatch.setattr(encoder, "forward", watched)
+    return watched
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +101,63 @@ def broker(tmp_path_factory) -> Iterator[Broker]:
         wait_for(lambda: can_connect(path))
         yield Broker(f"unix://{path}", process)
         process.terminate()
+
+
+@pytest.fixture
+def redis(broker) -> Iterator[Redis]:
+    with broker.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory) -> Iterator[str]:
+    """The URL of a bucket in an S3 server, which processes that a test starts find in their environment as well."""
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    host, port = endpoint.removeprefix("http://").split(":")
+    variables = {
+        "AWS_ACCESS_KEY_ID": "anybody",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", port]
+    # Listings come in pages of five, so that a test sees whether anybody stops after the first.
+    environment = clean_environment() | {"MOTO_S3_DEFAULT_MAX_KEYS": "5"}
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
+    ):
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        try:
+            wait_for(lambda: status_of(endpoint) == 200, process, log)
+            httpx.put(f"{endpoint}/bucket").raise_for_status()
+            yield "s3://bucket"
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage_url(request, tmp_path) -> str:
+    """An empty storage, of each kind there is."""
+    if request.param == "folder":
+        return str(tmp_path / "storage")
+    return f"{request.getfixturevalue('bucket')}/{ULID()}"
+
+
+@pytest.fixture
+def storage(storage_url) -> Storage:
+    found = open_storage(storage_url)
+    found.check()
+    return found
+
+
+@pytest.fixture
+def store(storage) -> JobStore:
+    return JobStore(storage)
 
 
 @pytest.fixture

@@ -1,5 +1,9 @@
 import pytest
+from fastapi.testclient import TestClient
 
+from api.app import create_app
+from jobs.settings import Settings
+from tests.sample_jobs import announce
 from tests.support import free_port, status_of, wait_for
 
 
@@ -7,6 +11,14 @@ from tests.support import free_port, status_of, wait_for
 def http(stack):
     """A client of the running stack."""
     with stack.http() as client:
+        yield client
+
+
+@pytest.fixture
+def api(storage, storage_url, broker, redis):  # noqa: ARG001 - the storage has to be there
+    """The API in this process, without a worker: jobs stay as the test leaves them. Some encoder seems to be loaded."""
+    announce(redis)
+    with TestClient(create_app(Settings(broker_url=broker.url, storage=storage_url))) as client:
         yield client
 
 

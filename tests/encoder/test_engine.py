@@ -3,7 +3,6 @@ import gc
 import threading
 import time
 import weakref
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,51 +16,11 @@ NUMBERS = [f"{n:03d}" for n in range(270)]  # four rows each, 256 of them in a f
 WORDS = ["hello world", "", "word " * 200, "雪の中の赤い鳥居", "over-long " * 2000, "hold"]
 
 
-class Forwards:
-    """Stands in front of an encoder's forward: notes what the device gets, holds it there, and makes it fail."""
-
-    def __init__(self, encoder):
-        self.texts = []
-        self.fault = lambda _texts: None
-        self._forward = encoder.forward
-        self._decode = encoder.tokenizer._tokenizer.decode
-        self._started = threading.Event()
-        self._go_on = threading.Event()
-        self._go_on.set()
-
-    def __call__(self, prompts):
-        texts = [self._decode(prompt.own_ids, skip_special_tokens=True) for prompt in prompts]
-        self.texts.append(texts)
-        self._started.set()
-        assert self._go_on.wait(S)
-        if error := self.fault(texts):
-            raise error
-        return self._forward(prompts)
-
-    @contextmanager
-    def held(self, engine, prompts=("hold",)):
-        self._started.clear()
-        self._go_on.clear()
-        try:
-            running = engine.submit(prompts)
-            assert self._started.wait(S)
-            yield running
-        finally:
-            self._go_on.set()
-
-
 @pytest.fixture(scope="module")
 def want(encoder):
     texts = [*LETTERS, *NUMBERS, *WORDS]
     encodings = dict(zip(texts, encoder.encode(texts), strict=True))
     return lambda texts: [encodings[text] for text in texts]
-
-
-@pytest.fixture
-def forwards(encoder, monkeypatch):
-    watched = Forwards(encoder)
-    monkeypatch.setattr(encoder, "forward", watched)
-    return watched
 
 
 def assert_same(got, want):

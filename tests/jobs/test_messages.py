@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from ulid import ULID
 
 from jobs.errors import TensorFormatError
-from jobs.messages import ChunkMessage, PredictFailure, PredictMessage, PredictReply, pack_reply, unpack_reply
+from jobs.messages import ChunkMessage, JobEvent, PredictFailure, PredictMessage, PredictReply, pack_reply, unpack_reply
 from jobs.tensors import save_tensors
 
 
@@ -40,6 +40,9 @@ def test_bytes_that_are_no_reply_are_an_error(content):
         (ChunkMessage, {"job_id": str(ULID()), "chunk": -1}),
         (ChunkMessage, {"job_id": str(ULID()), "chunk": 0, "version": 2}),
         (ChunkMessage, {"job_id": str(ULID()), "chunk": 0, "more": 1}),
+        (JobEvent, {"job_id": "../../etc"}),
+        (JobEvent, {"job_id": str(ULID()), "what": "exploded"}),
+        (JobEvent, {"job_id": str(ULID()), "version": 2}),
         (PredictMessage, {"request_id": "x:y", "prompts": ["a"], "deadline": 0}),
     ],
 )

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from jobs.errors import SettingsError
@@ -18,7 +20,11 @@ def test_the_environment_sets_them_and_arguments_win(monkeypatch):
         ("LAYERSTACK_PORT", "70000"),
         ("LAYERSTACK_CHUNK_ROWS", "0"),
         ("LAYERSTACK_LOG_LEVEL", "LOUD"),
-        ("LAYERSTACK_STORAGE", "s3://bucket/jobs"),
+        ("LAYERSTACK_STORAGE", "ftp://host/jobs"),
+        ("LAYERSTACK_VERIFY_PARTS", "sometimes"),
+        ("LAYERSTACK_CHUNK_CRASHES", "0"),
+        ("LAYERSTACK_RETENTION_HOURS", "-1"),
+        ("LAYERSTACK_LEASE_S", "0.5"),
     ],
 )
 def test_a_bad_value_is_an_error_that_names_variable_and_value(monkeypatch, variable, value):
@@ -43,3 +49,21 @@ def test_passwords_do_not_show_in_what_is_printed(monkeypatch):
 def test_replies_travel_over_the_broker_unless_told_otherwise():
     assert load_settings(broker_url="redis://a").effective_reply_url == "redis://a"
     assert load_settings(broker_url="redis://a", reply_url="redis://b").effective_reply_url == "redis://b"
+
+
+@pytest.mark.parametrize("url", ["layerstack-data", "/somewhere", "s3://bucket/jobs", "gs://bucket"])
+def test_jobs_are_kept_in_a_folder_or_an_object_store(url):
+    assert load_settings(storage=url).storage == url
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [
+        ({"storage": "/somewhere"}, "/somewhere"),
+        ({"storage": "/somewhere", "local_dir": "/here"}, "/here"),
+        ({"storage": "s3://bucket", "local_dir": "/here"}, "/here"),
+        ({"storage": "s3://bucket"}, str(Path("~/.cache/layerstack").expanduser())),
+    ],
+)
+def test_what_is_no_result_stays_on_this_machine(settings, folder):
+    assert str(load_settings(**settings).local_folder) == folder

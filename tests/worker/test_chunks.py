@@ -1,56 +1,261 @@
+import io
+import threading
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import layerstack
-from worker.chunks import encode_chunk
-from worker.errors import FingerprintMismatchError, HandedBackError
+from encoder import Engine
+from jobs.errors import JobNotFoundError, PartFormatError, StorageFullError
+from jobs.layout import job_names
+from jobs.results import finalise
+from tests.sample_jobs import make_job as make_foreign_job
+from worker.chunks import ChunkEncoder
+from worker.errors import FingerprintMismatchError, HandedBackError, JobCancelledError
+from worker.recall import Recall
 
 
-def run(store, engine, job_id, chunk, stopping=lambda: False, on_progress=lambda _: None):
-    encode_chunk(store, engine, job_id, chunk, stopping=stopping, on_progress=on_progress)
+class Watch:
+    """Hears of progress, and stops the chunk once `until` rows are done."""
+
+    def __init__(self, until=None, error=JobCancelledError, on_progress=lambda _rows: None):
+        self.told = []
+        self._until, self._error, self._on_progress = until, error, on_progress
+
+    def check(self):
+        if self._until is not None and len(self.told) >= self._until:
+            raise self._error
+
+    def progress(self, rows):
+        self.told.append(rows)
+        self._on_progress(rows)
 
 
-def test_the_rows_of_a_finished_job_equal_the_encoders(store, engine, make_job, tmp_path):
+@pytest.fixture
+def chunks(store, engine):
+    return ChunkEncoder(store, engine, Recall(engine, max_rows=1000))
+
+
+def table(store, record, chunk=0):
+    return pq.read_table(io.BytesIO(store.storage.read(job_names(record.id).part(chunk))))
+
+
+def own_rows(store, record, chunk=0):
+    return [np.frombuffer(content, np.float32) for content in table(store, record, chunk)["prompt_embeds"].to_pylist()]
+
+
+def on_the_device(forwards):
+    return [text for texts in forwards.texts for text in texts]
+
+
+def test_the_rows_of_a_finished_job_equal_the_encoders(chunks, store, encoder, make_job, tmp_path):
     record = make_job()
     for chunk in (2, 0, 1):
-        run(store, engine, record.id, chunk)
-    rows = layerstack.read(tmp_path / "storage" / "jobs" / record.id)
-    want, _ = engine.encoder.dense(engine.encoder.encode([f"prompt number {n}" for n in range(10)]))
+        chunks.encode(record.id, chunk, Watch())
+    assert finalise(store, record.id, read_all=True) == []
+    names = job_names(record.id)
+    for name in (names.manifest, *(names.part(chunk) for chunk in range(3))):
+        path = tmp_path / "fetched" / Path(name).relative_to(names.folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(store.storage.read(name))
+    rows = layerstack.read(tmp_path / "fetched")
+    want, _ = encoder.dense(encoder.encode([f"prompt number {n}" for n in range(10)]))
     assert [row["index"] for row in rows] == list(range(10))
     for row, dense in zip(rows, want, strict=True):
         np.testing.assert_allclose(row["prompt_embeds"], dense, rtol=1e-4, atol=1e-4)
 
 
-def test_the_last_chunk_writes_the_manifest(store, engine, make_job):
-    record = make_job(count=8)
-    run(store, engine, record.id, 1)
-    assert store.finalise(record.id) is None
-    run(store, engine, record.id, 0)
-    assert store.manifest(record.id).rows == 8
+def test_rows_are_stored_as_the_job_asks(chunks, store, make_job):
+    record = make_job(count=2, layout="dense", dtype="bfloat16", compression="zstd")
+    chunks.encode(record.id, 0, Watch())
+    assert [len(content) for content in table(store, record)["prompt_embeds"].to_pylist()] == [512 * 96 * 2] * 2
+    part = pq.ParquetFile(io.BytesIO(store.storage.read(job_names(record.id).part(0))))
+    assert part.metadata.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_a_chunk_that_is_done_is_not_done_again(store, engine, make_job):
+def test_progress_is_told_row_by_row(chunks, make_job):
+    record, watch = make_job(count=20, chunk_rows=20), Watch()
+    chunks.encode(record.id, 0, watch)
+    assert watch.told == list(range(1, 21))
+
+
+def test_a_chunk_that_is_done_is_not_done_again(chunks, store, forwards, make_job):
     record = make_job(count=4)
-    run(store, engine, record.id, 0)
-    before = store.part_path(record.id, 0).stat().st_mtime_ns
-    run(store, engine, record.id, 0, stopping=lambda: True)
-    assert store.part_path(record.id, 0).stat().st_mtime_ns == before
+    chunks.encode(record.id, 0, Watch())
+    before, forwards.texts = store.report(record.id, 0), []
+    ChunkEncoder(store, chunks.engine, Recall(chunks.engine, 0)).encode(record.id, 0, Watch())
+    assert forwards.texts == []
+    assert store.report(record.id, 0) == before
 
 
-def test_progress_is_told_after_each_batch(store, engine, make_job):
-    record, told = make_job(count=20, chunk_rows=20), []
-    run(store, engine, record.id, 0, on_progress=told.append)
-    assert told == [8, 16, 20]
+def test_a_good_part_of_a_worker_that_died_counts_without_being_encoded(chunks, store, forwards, make_job):
+    record = make_job(count=4)
+    chunks.encode(record.id, 0, Watch())
+    before, forwards.texts = store.report(record.id, 0), []
+    store.storage.delete(job_names(record.id).report(0))
+    ChunkEncoder(store, chunks.engine, Recall(chunks.engine, 0)).encode(record.id, 0, Watch())
+    assert forwards.texts == []
+    assert store.report(record.id, 0) == before
 
 
-def test_a_worker_that_stops_hands_the_chunk_back_and_leaves_nothing(store, engine, make_job, tmp_path):
-    record, told = make_job(count=20, chunk_rows=20), []
-    with pytest.raises(HandedBackError, match="the worker is stopping"):
-        run(store, engine, record.id, 0, stopping=lambda: bool(told), on_progress=told.append)
-    assert list((tmp_path / "storage" / "jobs" / record.id / "parts").iterdir()) == []
+@pytest.mark.parametrize("content", [b"", b"rubbish", None], ids=["empty", "rubbish", "missing"])
+def test_a_part_that_is_damaged_or_missing_is_done_anew(chunks, store, make_job, content):
+    record = make_job(count=4)
+    chunks.encode(record.id, 0, Watch())
+    before = table(store, record)
+    if content is None:
+        store.storage.delete(job_names(record.id).part(0))
+    else:
+        store.storage.delete(job_names(record.id).report(0))
+        store.storage.write(job_names(record.id).part(0), content)
+    chunks.encode(record.id, 0, Watch())
+    assert table(store, record)["id"].to_pylist() == before["id"].to_pylist()
+    assert finalise(store, record.id, read_all=True) == []
 
 
-def test_the_job_of_another_encoder_is_refused(store, engine, make_job):
-    record = make_job(fingerprint="0123456789abcdef")
-    with pytest.raises(FingerprintMismatchError, match=f"this worker runs {engine.encoder.fingerprint}"):
-        run(store, engine, record.id, 0)
+def test_a_chunk_that_is_stopped_leaves_nothing_and_drops_what_waits(chunks, store, engine, forwards, make_job):
+    record = make_job(count=200, chunk_rows=200)
+    with pytest.raises(JobCancelledError):
+        chunks.encode(record.id, 0, Watch(until=5))
+    assert store.storage.files(job_names(record.id).parts_folder) == []
+    assert len(on_the_device(forwards)) < 200
+    engine.submit(["last"]).result(60)
+    assert engine.waiting_rows == 0
+
+
+def test_a_chunk_that_is_stopped_at_the_very_end_does_not_count(chunks, store, make_job):
+    record = make_job(count=4)
+    with pytest.raises(JobCancelledError):
+        chunks.encode(record.id, 0, Watch(until=4))
+    assert store.storage.files(job_names(record.id).parts_folder) == []
+
+
+def test_an_engine_that_is_closed_hands_the_chunk_back(store, encoder, make_job):
+    record = make_job(count=4)
+    with Engine(encoder) as engine:
+        chunks = ChunkEncoder(store, engine, Recall(engine, 0))
+    with pytest.raises(HandedBackError, match="the engine is closed"):
+        chunks.encode(record.id, 0, Watch())
+    assert store.storage.files(job_names(record.id).parts_folder) == []
+
+
+def test_the_job_of_another_encoder_is_refused(chunks, store):
+    record = make_foreign_job(store)
+    with pytest.raises(FingerprintMismatchError, match=f"this worker runs {chunks.engine.encoder.fingerprint}"):
+        chunks.encode(record.id, 0, Watch())
+
+
+def test_the_chunk_of_a_job_that_was_deleted_is_an_error_of_its_own(chunks, store, make_job):
+    record = make_job(count=4)
+    store.delete(record.id)
+    with pytest.raises(JobNotFoundError):
+        chunks.encode(record.id, 0, Watch())
+
+
+def test_a_prompt_that_cannot_be_encoded_is_a_row_with_an_error(chunks, store, forwards, make_job):
+    forwards.fault = lambda texts: RuntimeError("no way") if "bad" in texts else None
+    record = make_job(texts=["good", "bad", "fine"])
+    chunks.encode(record.id, 0, Watch())
+    assert table(store, record)["error"].to_pylist() == [None, "RuntimeError: no way", None]
+    report = store.report(record.id, 0)
+    assert (report.part.succeeded, report.part.failed) == (2, 1)
+    assert [(error.index, error.error) for error in report.errors] == [(1, "RuntimeError: no way")]
+
+
+@pytest.mark.parametrize(("deduplicate", "times"), [(True, 1), (False, 5)])
+def test_a_prompt_that_comes_again_is_encoded_once_unless_the_job_says_otherwise(
+    chunks, store, forwards, make_job, deduplicate, times
+):
+    record = make_job(texts=["a", "b", "a", "a", "a", "a"], chunk_rows=3, deduplicate=deduplicate)
+    for chunk in range(2):
+        chunks.encode(record.id, chunk, Watch())
+    assert on_the_device(forwards).count("a") == times
+    first, _, third = own_rows(store, record)
+    for rows in (third, *own_rows(store, record, 1)):
+        np.testing.assert_allclose(rows, first, rtol=1e-4, atol=1e-4)
+
+
+def test_a_chunk_that_waits_for_the_rows_of_one_that_is_stopped_gets_them_all_the_same(
+    chunks, store, engine, encoder, forwards, make_job
+):
+    texts = [f"shared {n}" for n in range(8)]
+    record = make_job(texts=texts * 2, chunk_rows=8)
+    stop, outcome = threading.Event(), []
+
+    class Stoppable(Watch):
+        def check(self):
+            if stop.is_set():
+                raise JobCancelledError
+
+    class Waiting(Watch):
+        checks, waits = 0, threading.Event()
+
+        def check(self):
+            self.checks += 1
+            if self.checks > 2:  # once before anything else, once before the only submission
+                self.waits.set()
+
+    def encode(chunk, watch):
+        try:
+            chunks.encode(record.id, chunk, watch)
+        except JobCancelledError:
+            outcome.append(f"{chunk} stopped")
+        else:
+            outcome.append(f"{chunk} done")
+
+    with forwards.held(engine):
+        first = threading.Thread(target=encode, args=(0, Stoppable()))
+        first.start()
+        while engine.waiting_rows == 0:
+            first.join(0.01)
+        second = threading.Thread(target=encode, args=(1, Waiting()))
+        second.start()
+        assert Waiting.waits.wait(60)
+        stop.set()
+        first.join(60)
+    second.join(60)
+    assert outcome == ["0 stopped", "1 done"]
+    for rows, want in zip(own_rows(store, record, 1), encoder.encode(texts), strict=True):
+        np.testing.assert_allclose(rows.reshape(want.own_rows.shape), want.own_rows, rtol=1e-4, atol=1e-4)
+
+
+def test_of_two_workers_with_the_same_chunk_the_first_to_finish_wins(chunks, store, engine, make_job):
+    record = make_job(count=4)
+    other = ChunkEncoder(store, engine, Recall(engine, 0))
+    reports = []
+
+    def overtake(rows):
+        if rows == 4:
+            other.encode(record.id, 0, Watch())
+            reports.append(store.report(record.id, 0))
+
+    chunks.encode(record.id, 0, Watch(on_progress=overtake))
+    assert store.report(record.id, 0) == reports[0]
+    assert finalise(store, record.id, read_all=True) == []
+
+
+def test_a_part_that_somebody_else_spoilt_meanwhile_is_an_error(chunks, store, make_job):
+    record = make_job(count=4)
+
+    def spoil(rows):
+        if rows == 4:
+            store.storage.write(job_names(record.id).part(0), b"rubbish")
+
+    with pytest.raises(PartFormatError, match="is damaged"):
+        chunks.encode(record.id, 0, Watch(on_progress=spoil))
+    assert not store.has_part(record.id, 0)
+    chunks.encode(record.id, 0, Watch())
+    assert store.has_part(record.id, 0)
+
+
+def test_too_little_space_stops_a_chunk_before_it_is_encoded(store, engine, forwards, make_job):
+    record = make_job(count=4)
+    chunks = ChunkEncoder(store, engine, Recall(engine, 0), reserve_bytes=2**62)
+    if store.storage.free_bytes() is None:
+        chunks.encode(record.id, 0, Watch())
+        return
+    with pytest.raises(StorageFullError, match=f"{2**62} are to stay free"):
+        chunks.encode(record.id, 0, Watch())
+    assert forwards.texts == []

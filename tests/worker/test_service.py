@@ -7,8 +7,8 @@ import pytest
 from ulid import ULID
 
 from jobs import keys
-from jobs.messages import ChunkMessage, PredictMessage, PredictReply, unpack_reply
-from jobs.queue import BULK, make_celery, publish_chunks, publish_predict
+from jobs.messages import PredictMessage, PredictReply, unpack_reply
+from jobs.queue import BULK, make_celery, publish_predict
 from jobs.records import JobStatus, WorkerPresence
 from tests.support import wait_for
 
@@ -18,16 +18,6 @@ def app(settings):
     celery = make_celery(settings)
     yield celery
     celery.close()
-
-
-@pytest.fixture
-def publish(app):
-    """Queue every chunk of a job."""
-
-    def all_of(record):
-        publish_chunks(app, [ChunkMessage(job_id=record.id, chunk=chunk) for chunk in range(record.num_chunks)])
-
-    return all_of
 
 
 def start(spawn, broker, tiny, store_path, **variables):
@@ -54,46 +44,48 @@ def test_it_answers_and_announces_itself_and_signs_off_with_exit_code_0(spawn, b
         assert not redis.exists(keys.WORKER_IDS, keys.worker(worker_id.decode()))
 
 
+@pytest.mark.parametrize("storage_url", ["s3"], indirect=True)
 def test_sigterm_hands_chunks_back_and_the_next_worker_finishes_the_job(
-    spawn, broker, tiny, tmp_path, publish, store, make_job
+    spawn, broker, tiny, storage_url, store, make_job
 ):
-    record = make_job(count=8_000, chunk_rows=4_000)
-    worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2)
-    publish(record)
+    record = make_job(count=3_000, chunk_rows=1_500)
+    worker = start(spawn, broker, tiny, storage_url, bulk_threads=2)
     with broker.client() as redis:
         wait_for(lambda: redis.hlen(keys.progress(record.id)) == 2, worker, worker.log)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(10) == 0
         assert redis.llen(BULK) == 2
-    assert store.view(record.id).num_parts_done == 0
-    start(spawn, broker, tiny, tmp_path / "storage")
-    wait_for(lambda: store.view(record.id).status == JobStatus.SUCCEEDED)
+        assert redis.keys("layerstack:lease:*") == []
+    assert store.files(record.id).parts == {}
+    start(spawn, broker, tiny, storage_url)
+    wait_for(lambda: store.files(record.id).status() == JobStatus.SUCCEEDED)
+    assert store.files(record.id).failures == {}
+    assert store.manifest(record.id).succeeded == 3_000
 
 
+@pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
 def test_a_chunk_that_takes_longer_than_the_visibility_timeout_is_done_once(
-    spawn, broker, tiny, tmp_path, publish, store, make_job
+    spawn, broker, tiny, storage_url, store, make_job
 ):
     record = make_job(count=4_000, chunk_rows=4_000)
-    worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2, visibility_timeout_s=2)
-    publish(record)
-    wait_for(lambda: store.view(record.id).status == JobStatus.SUCCEEDED, worker, worker.log)
+    worker = start(spawn, broker, tiny, storage_url, bulk_threads=2, visibility_timeout_s=2)
+    wait_for(lambda: store.files(record.id).status() == JobStatus.SUCCEEDED, worker, worker.log)
     with broker.client() as redis:
         wait_for(lambda: not redis.exists("unacked", BULK), worker, worker.log)
     assert worker.log.read_text().count("is done") == 1
 
 
+@pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
 def test_interactive_requests_are_answered_while_long_chunks_fill_the_bulk_slots(
-    spawn, broker, tiny, tmp_path, app, publish, store, make_job
+    spawn, broker, tiny, storage_url, app, store, make_job
 ):
     record = make_job(count=30_000, chunk_rows=10_000)
-    worker = start(spawn, broker, tiny, tmp_path / "storage", bulk_threads=2)
-    publish(record)
+    worker = start(spawn, broker, tiny, storage_url, bulk_threads=2)
     with broker.client() as redis:
         wait_for(lambda: redis.hlen(keys.progress(record.id)) == 2, worker, worker.log)
         for _ in range(5):
             assert isinstance(ask(app, redis), PredictReply)
-    view = store.view(record.id)
-    assert (view.status, view.num_parts_done) == (JobStatus.QUEUED, 0)
+    assert store.files(record.id).parts == {}
 
 
 @pytest.mark.parametrize(
@@ -106,8 +98,10 @@ def test_interactive_requests_are_answered_while_long_chunks_fill_the_bulk_slots
         ({"preset": "flux9"}, "no preset 'flux9'"),
         ({"token_budget": "many"}, "LAYERSTACK_TOKEN_BUDGET='many'"),
         ({"storage": "/dev/null/jobs"}, "LAYERSTACK_STORAGE='/dev/null/jobs' cannot be used"),
+        ({"storage": "s3://nowhere/jobs"}, "LAYERSTACK_STORAGE='s3://nowhere/jobs' cannot be used"),
     ],
 )
+@pytest.mark.usefixtures("bucket")
 def test_it_does_not_start_with_a_bad_setting_and_says_which(spawn, broker, tiny, tmp_path, variables, message):
     worker = start(spawn, broker, tiny, tmp_path, **variables)
     assert worker.wait(60) == 1

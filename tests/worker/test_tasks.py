@@ -1,20 +1,27 @@
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from celery.exceptions import Reject
 from ulid import ULID
 
 from jobs import keys
-from jobs.messages import PredictFailure, PredictReply, unpack_reply
-from jobs.records import JobStatus
+from jobs.errors import RecordFormatError
+from jobs.layout import job_names
+from jobs.messages import JobEvent, PredictFailure, PredictReply, unpack_reply
+from jobs.storage import open_storage
+from jobs.store import JobStore
+from tests.sample_jobs import make_job as make_foreign_job
+from tests.support import wait_for
+from worker.chunks import ChunkEncoder
+from worker.leases import Leases
+from worker.notes import JobNotes
+from worker.recall import Recall
 from worker.tasks import Tasks
+from worker.turns import Turns
 
-
-@pytest.fixture
-def redis(broker):
-    with broker.client() as client:
-        yield client
+S = 60  # after which a chunk that is still under way is a failure
 
 
 @pytest.fixture
@@ -24,7 +31,59 @@ def stopping():
 
 @pytest.fixture
 def tasks(engine, store, redis, stopping):
-    return Tasks(engine=engine, store=store, redis=redis, reply_redis=redis, chunk_attempts=2, stopping=stopping)
+    with Leases(redis, 4.0) as leases:
+        yield Tasks(
+            engine=engine,
+            chunks=ChunkEncoder(store, engine, Recall(engine, 1000)),
+            leases=leases,
+            notes=JobNotes(redis),
+            reply_redis=redis,
+            chunk_attempts=2,
+            stopping=stopping,
+            turns=Turns(),
+        )
+
+
+def run(tasks, record, chunk=0):
+    tasks.chunk({"job_id": record.id, "chunk": chunk})
+
+
+def events(redis):
+    told = [JobEvent.model_validate_json(content) for content in redis.lrange(keys.EVENTS, 0, -1)]
+    return [(event.chunk, event.what) for event in told]
+
+
+def at_rest(redis, record, chunk=0):
+    """Whether nobody seems to work on a chunk any more."""
+    return not (redis.exists(keys.lease(record.id, chunk)) or redis.hexists(keys.progress(record.id), str(chunk)))
+
+
+class Running:
+    """A chunk that a thread works on, held on the device."""
+
+    def __init__(self, tasks, record, chunk=0):
+        self.error = None
+        self._thread = threading.Thread(target=self._run, args=(tasks, record, chunk))
+        self._thread.start()
+
+    def _run(self, tasks, record, chunk):
+        try:
+            run(tasks, record, chunk)
+        except Reject as exc:
+            self.error = exc
+
+    def join(self):
+        self._thread.join(S)
+        assert not self._thread.is_alive()
+
+
+def begin(tasks, redis, record, chunk=0):
+    running = Running(tasks, record, chunk)
+    wait_for(lambda: redis.hexists(keys.progress(record.id), str(chunk)))
+    return running
+
+
+# Requests.
 
 
 def predict(tasks, redis, prompts, deadline_in=60.0):
@@ -54,9 +113,9 @@ def test_a_bad_prompt_is_told(tasks, redis):
     assert reply.position == 1
 
 
-def test_a_request_past_its_deadline_never_reaches_the_encoder(tasks, redis, monkeypatch):
-    monkeypatch.setattr("worker.tasks.answer", lambda *_: pytest.fail("encoded"))
+def test_a_request_past_its_deadline_never_reaches_the_encoder(tasks, redis, forwards):
     assert predict(tasks, redis, ["a"], deadline_in=-1) is None
+    assert forwards.texts == []
 
 
 def test_whatever_goes_wrong_the_client_is_told(tasks, redis, monkeypatch):
@@ -69,39 +128,206 @@ def test_whatever_goes_wrong_the_client_is_told(tasks, redis, monkeypatch):
     assert "secret" not in reply.reason
 
 
-def test_a_chunk_is_encoded_and_its_progress_told(tasks, redis, store, make_job):
-    record = make_job(count=4)
-    tasks.chunk({"job_id": record.id, "chunk": 0})
-    assert store.view(record.id).status == JobStatus.SUCCEEDED
-    assert redis.hgetall(keys.progress(record.id)) == {b"0": b"4"}
+def test_a_request_that_cannot_be_read_is_dropped(tasks, redis):
+    tasks.predict({"prompts": ["a"]})
+    assert redis.keys("layerstack:reply:*") == []
 
 
-def test_a_chunk_does_not_fail_for_want_of_redis(tasks, broker, store, make_job):
-    record = make_job(count=4)
-    broker.process.terminate()
-    broker.process.wait()
-    tasks.chunk({"job_id": record.id, "chunk": 0})
-    assert store.view(record.id).status == JobStatus.SUCCEEDED
+# Chunks.
 
 
-def test_a_stopping_worker_gives_the_message_back(tasks, stopping, make_job):
+def test_a_chunk_that_is_done_is_told(tasks, redis, store, make_job):
+    record = make_job()
+    run(tasks, record, 1)
+    assert store.has_part(record.id, 1)
+    assert events(redis) == [(1, "done")]
+    assert at_rest(redis, record, 1)
+
+
+def test_the_progress_of_a_chunk_is_told_while_its_lease_is_held(tasks, redis, engine, forwards, make_job):
+    record = make_job()
+    with forwards.held(engine):
+        running = begin(tasks, redis, record)
+        assert redis.exists(keys.lease(record.id, 0))
+        assert redis.hgetall(keys.progress(record.id)) == {b"0": b"0"}
+    running.join()
+    assert at_rest(redis, record)
+
+
+def test_a_chunk_that_another_worker_has_is_left_to_it(tasks, redis, broker, forwards, make_job):
+    record = make_job()
+    with broker.client() as other, Leases(other, 60.0) as leases:
+        leases.acquire(keys.lease(record.id, 0))
+        run(tasks, record)
+    assert (forwards.texts, events(redis)) == ([], [])
+
+
+def test_a_chunk_that_another_worker_took_over_is_left_to_it_in_the_middle(
+    tasks, redis, store, engine, forwards, make_job
+):
+    record = make_job()
+    with forwards.held(engine):
+        running = begin(tasks, redis, record)
+        redis.set(keys.lease(record.id, 0), "somebody else")
+        running.join()
+    assert running.error is None
+    assert redis.get(keys.lease(record.id, 0)) == b"somebody else"
+    assert redis.hexists(keys.progress(record.id), "0")  # it is the other's now
+    assert events(redis) == []
+    assert store.storage.files(job_names(record.id).parts_folder) == []
+
+
+def test_a_chunk_goes_on_after_redis_was_emptied(tasks, redis, store, engine, forwards, make_job):
+    record = make_job()
+    with forwards.held(engine):
+        running = begin(tasks, redis, record)
+        redis.flushall()
+    running.join()
+    assert store.has_part(record.id, 0)
+    assert events(redis) == [(0, "done")]
+
+
+def test_a_stopping_worker_gives_the_message_back(tasks, redis, stopping, make_job):
+    record = make_job()
     stopping.set()
     with pytest.raises(Reject) as rejected:
-        tasks.chunk({"job_id": make_job().id, "chunk": 0})
+        run(tasks, record)
     assert rejected.value.requeue
+    assert at_rest(redis, record)
+    assert events(redis) == []
 
 
-def test_a_chunk_that_fails_goes_back_until_its_attempts_are_used_up(tasks, stopping, store, make_job, monkeypatch):
-    monkeypatch.setattr(stopping, "wait", lambda _: None)
-    record = make_job(fingerprint="0123456789abcdef")  # of another encoder, so it fails each time
+def test_a_worker_that_stops_in_the_middle_gives_the_message_back_and_leaves_nothing(
+    tasks, redis, store, stopping, engine, forwards, make_job
+):
+    record = make_job()
+    with forwards.held(engine):
+        running = begin(tasks, redis, record)
+        stopping.set()
+        running.join()
+    assert running.error.requeue
+    assert at_rest(redis, record)
+    assert store.storage.files(job_names(record.id).parts_folder) == []
+
+
+def test_without_a_broker_the_message_goes_back(tasks, broker, make_job):
+    record = make_job()
+    broker.process.terminate()
+    broker.process.wait()
     with pytest.raises(Reject) as rejected:
-        tasks.chunk({"job_id": record.id, "chunk": 1})
+        run(tasks, record)
     assert rejected.value.requeue
-    assert store.view(record.id).status == JobStatus.QUEUED
-    tasks.chunk({"job_id": record.id, "chunk": 1})
-    view = store.view(record.id)
-    assert view.status == JobStatus.FAILED
-    assert "chunk 1, after 2 attempts: FingerprintMismatchError" in view.error
+
+
+def test_a_chunk_that_is_under_way_is_finished_without_a_broker(
+    tasks, broker, redis, store, engine, forwards, make_job
+):
+    record = make_job()
+    with forwards.held(engine):
+        running = begin(tasks, redis, record)
+        broker.process.terminate()
+        broker.process.wait()
+    running.join()
+    assert running.error is None
+    assert store.has_part(record.id, 0)
+
+
+def test_a_cancelled_job_is_put_down_before_it_is_begun(tasks, redis, store, forwards, make_job):
+    record = make_job()
+    store.cancel(record.id)
+    redis.set(keys.cancelled(record.id), 1)
+    run(tasks, record)
+    assert (forwards.texts, events(redis)) == ([], [(None, "changed")])
+    assert at_rest(redis, record)
+
+
+@pytest.mark.parametrize("ask", ["cancel", "delete"])
+def test_a_job_that_is_cancelled_or_deleted_is_put_down_in_the_middle(
+    tasks, redis, store, engine, forwards, make_job, monkeypatch, ask
+):
+    monkeypatch.setattr("worker.tasks._LOOK_AT_FILES_EVERY_S", 0.2)
+    record = make_job()
+    with forwards.held(engine):
+        running = begin(tasks, redis, record)
+        getattr(store, ask)(record.id)
+        running.join()
+    assert running.error is None
+    assert at_rest(redis, record)
+    assert events(redis) == [(None, "changed")]
+    assert store.storage.files(job_names(record.id).parts_folder) == []
+
+
+def test_a_job_that_goes_on_is_not_stopped_by_what_redis_still_says(tasks, redis, store, make_job):
+    record = make_job()
+    redis.set(keys.cancelled(record.id), 1)  # cancelled once, and retried
+    run(tasks, record)
+    assert store.has_part(record.id, 0)
+
+
+def test_a_chunk_that_fails_is_told_with_its_attempts_counted(tasks, redis, store, make_job):
+    record = make_job()
+    prompts = store.storage.read(job_names(record.id).prompts(1))
+    store.storage.write(job_names(record.id).prompts(1), b"rubbish")
+    for attempts, gave_up in ((1, False), (2, True)):
+        run(tasks, record, 1)
+        failure = store.failure(record.id, 1)
+        assert (failure.attempts, failure.crashes, failure.gave_up) == (attempts, 0, gave_up)
+        assert failure.error.startswith("ArrowInvalid: ")
+    assert events(redis) == [(1, "failed"), (1, "failed")]
+    assert at_rest(redis, record, 1)
+    store.storage.write(job_names(record.id).prompts(1), prompts)
+    run(tasks, record, 1)
+    assert store.has_part(record.id, 1)
+
+
+@pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
+def test_a_chunk_for_which_the_storage_has_no_room_waits_and_is_not_to_blame(tasks, redis, store, make_job):
+    full = replace(tasks, chunks=replace(tasks.chunks, reserve_bytes=2**62))
+    record = make_job()
+    run(full, record)
+    assert events(redis) == [(0, "stalled")]
+    assert b"are to stay free" in redis.get(keys.trouble(record.id))
+    assert store.failure(record.id, 0) is None
+    assert at_rest(redis, record)
+
+
+@pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
+def test_a_chunk_whose_storage_does_not_answer_waits_and_is_not_to_blame(tasks, redis, bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    silent = JobStore(open_storage(f"{bucket}/silent"))
+    job_id = str(ULID())
+    replace(tasks, chunks=replace(tasks.chunks, store=silent)).chunk({"job_id": job_id, "chunk": 3})
+    assert events(redis) == [(3, "stalled")]
+    assert b"s3://bucket/silent/jobs/" in redis.get(keys.trouble(job_id))
+
+
+def test_a_failure_record_that_cannot_be_read_keeps_no_lease(tasks, redis, store, make_job):
+    record = make_job()
+    store.storage.write(job_names(record.id).failure(0), b"rubbish")
+    with pytest.raises(RecordFormatError):
+        run(tasks, record)
+    assert at_rest(redis, record)
+
+
+def test_a_fault_while_the_worker_stops_is_not_the_chunks(tasks, store, stopping, make_job, monkeypatch):
+    def stop_and_fail(*_):
+        stopping.set()
+        raise RuntimeError("the engine is gone")
+
+    monkeypatch.setattr(ChunkEncoder, "encode", stop_and_fail)
+    record = make_job()
+    with pytest.raises(Reject):
+        run(tasks, record)
+    assert store.failure(record.id, 0) is None
+
+
+def test_a_chunk_for_another_encoder_goes_back_to_the_queue(tasks, redis, store):
+    record = make_foreign_job(store)
+    with pytest.raises(Reject) as rejected:
+        run(tasks, record)
+    assert rejected.value.requeue
+    assert at_rest(redis, record)
+    assert store.failure(record.id, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -109,3 +335,17 @@ def test_a_chunk_that_fails_goes_back_until_its_attempts_are_used_up(tasks, stop
 )
 def test_a_message_for_a_job_that_is_gone_or_cannot_be_read_is_dropped(tasks, message):
     tasks.chunk(message)  # neither raises nor goes back
+
+
+def test_a_chunk_that_a_worker_died_of_runs_alone(tasks, redis, store, engine, forwards, make_job):
+    record = make_job()
+    store.note_failure(record.id, 1, "its worker died", crashed=True, limit=5)
+    with forwards.held(engine):
+        first = begin(tasks, redis, record, 0)
+        suspect = Running(tasks, record, 1)
+        wait_for(lambda: redis.exists(keys.lease(record.id, 1)))
+        assert not redis.hexists(keys.progress(record.id), "1")
+    first.join()
+    suspect.join()
+    assert store.has_part(record.id, 0)
+    assert store.has_part(record.id, 1)
