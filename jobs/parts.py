@@ -68,7 +68,7 @@ class PartHeader(Record):
         pad_row: Array,
     ) -> Self:
         prefix_rows, pad_row = _converted(prefix_rows, dtype), _converted(pad_row, dtype)
-        if not (np.isfinite(prefix_rows).all() and np.isfinite(pad_row).all()):
+        if not (_all_finite(prefix_rows) and _all_finite(pad_row)):
             raise PartFormatError(f"the encoder's constant rows have values that {dtype} cannot hold")
         return cls(
             layout=layout,
@@ -172,7 +172,7 @@ class PartWriter:
         columns = self._columns(row)
         self.counts.add(columns)
         self._pending.append(columns)
-        self._pending_bytes += len(columns["prompt_embeds"] or b"")
+        self._pending_bytes += 0 if columns["prompt_embeds"] is None else columns["prompt_embeds"].nbytes
         if self._pending_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
@@ -188,7 +188,7 @@ class PartWriter:
         error = row.error
         if row.own_rows is not None:
             rows = _converted(row.own_rows, self._header.dtype)  # (n, D)
-            if np.isfinite(rows).all():
+            if _all_finite(rows):
                 return columns | self._embedding(rows) | {"num_tokens": row.num_tokens, "truncated": row.truncated}
             error = f"the embedding has values that {self._header.dtype} cannot hold"
         return columns | {"prompt_embeds": None, "error": error}
@@ -199,7 +199,7 @@ class PartWriter:
             rows = dense_rows(own_rows, prefix_rows=self._prefix_rows, pad_row=self._pad_row, max_length=limit)
         else:
             rows = own_rows
-        return {"prompt_embeds": rows.tobytes(), "text_ids": text_ids(limit - len(rows), limit)}
+        return {"prompt_embeds": rows, "text_ids": text_ids(limit - len(rows), limit)}
 
     def _flush(self) -> None:
         if self._pending:
@@ -270,8 +270,9 @@ def _part_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     columns = {
         field.name: pa.array([row.get(field.name) for row in rows], field.type)
         for field in PART_SCHEMA
-        if field.name != "text_ids"
+        if field.name not in {"prompt_embeds", "text_ids"}
     }
+    columns["prompt_embeds"] = _binary_column([row.get("prompt_embeds") for row in rows])
     columns["text_ids"] = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()),
         pa.FixedSizeListArray.from_arrays(pa.array(positions.reshape(-1)), 4),
@@ -283,7 +284,23 @@ def _part_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
 def _converted(rows: Array, dtype: DtypeName) -> Array:
     """Return `rows` in `dtype`; what it cannot hold becomes infinite, which the caller has to look for."""
     with np.errstate(over="ignore"):
-        return rows.astype(DTYPES[dtype])
+        return rows.astype(DTYPES[dtype], copy=False)
+
+
+def _all_finite(rows: Array) -> bool:
+    if rows.dtype == DTYPES["bfloat16"]:  # numpy asks ml_dtypes for each value; the exponent's bits tell the same
+        return not (np.ascontiguousarray(rows).view(np.uint16) & 0x7F80 == 0x7F80).any()  # noqa: PLR2004
+    return bool(np.isfinite(rows).all())
+
+
+def _binary_column(arrays: Sequence[Array | None]) -> pa.Array:
+    """Put the values of each array, row-major, into a column, with one copy."""
+    present = [np.ascontiguousarray(each).view(np.uint8).reshape(-1) for each in arrays if each is not None]
+    offsets = np.cumsum([0, *(0 if each is None else each.nbytes for each in arrays)], dtype=np.int64)
+    values = np.concatenate([np.empty(0, np.uint8), *present])
+    valid = pa.array([each is not None for each in arrays]).buffers()[1]
+    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(values)]
+    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)
 
 
 def _to_base64(rows: Array) -> str:
