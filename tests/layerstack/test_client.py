@@ -48,6 +48,24 @@ def test_a_fetched_job_reads_like_the_servers_own(client, job, stack, tmp_path):
         assert (a["prompt_embeds"] == b["prompt_embeds"]).all()
 
 
+def test_a_finished_job_can_be_checked_again_but_not_cancelled_and_be_deleted(client, job):
+    with pytest.raises(ServerError, match="is succeeded and cannot be cancelled") as caught:
+        client.cancel(job.id)
+    assert caught.value.status == 409
+    assert client.retry(job.id).status == JobStatus.RUNNING
+    wait_for(lambda: client.job(job.id).status == JobStatus.SUCCEEDED)
+    client.delete(job.id)
+    with pytest.raises(ServerError, match=f"no job '{job.id}'"):
+        client.job(job.id)
+
+
+def test_a_job_can_be_cancelled(client):
+    made = client.submit([f"prompt number {n}" for n in range(1_000)], {"chunk_rows": 100})
+    assert client.cancel(made.id).status in {JobStatus.CANCELLING, JobStatus.CANCELLED}
+    wait_for(lambda: client.job(made.id).status == JobStatus.CANCELLED)
+    client.delete(made.id)
+
+
 def test_fetching_again_downloads_only_what_is_missing_or_damaged(client, job, tmp_path, monkeypatch):
     client.fetch(job.id, tmp_path)
     parts = tmp_path / "parts"

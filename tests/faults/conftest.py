@@ -1,0 +1,32 @@
+"""One stack for all short tests of faults: starting it takes most of their time."""
+
+import os
+import random
+
+import pytest
+
+from tests.faults.checks import check_tidy, finished_rows
+from tests.faults.cluster import Cluster
+from tests.faults.workload import known_prompts, submit
+
+
+@pytest.fixture(scope="session")
+def rng():
+    seed = int(os.environ.get("FAULTS_SEED", random.randrange(10**6)))
+    print(f"FAULTS_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("cluster")
+    with Cluster(folder, tiny, chunk_attempts=2, chunk_crashes=3) as running:
+        yield running
+        check_tidy(running)
+
+
+@pytest.fixture(scope="session")
+def known(cluster, rng):
+    """Prompts, and what an undisturbed job made of them."""
+    prompts = [{"id": str(n), "prompt": prompt} for n, prompt in enumerate(known_prompts(rng, 100))]
+    return finished_rows(cluster, submit(cluster, rng, prompts))

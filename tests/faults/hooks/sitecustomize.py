@@ -1,0 +1,59 @@
+"""Lets a test make the storage fail, from outside. Python imports this by its name when a process starts.
+
+The processes are those that users run, with this folder on their path. In the folder `$FAULTS_FOLDER`
+
+- the file `failing` says what fails with EIO below `$LAYERSTACK_STORAGE`: `writes`, or `reads and writes`;
+- the file `deadly` names a file, and whoever opens that is killed.
+"""
+
+import errno
+import io
+import os
+import signal
+
+FOLDER = os.environ.get("FAULTS_FOLDER")
+STORAGE = os.environ.get("LAYERSTACK_STORAGE", "")
+
+_io_open, _os_open, _fsync = io.open, os.open, os.fsync
+
+
+def _said(name: str) -> str:
+    try:
+        with _io_open(os.path.join(FOLDER, name), encoding="utf-8") as file:  # noqa: PTH118 - pathlib opens with what is replaced here
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _fault(path: object) -> OSError:
+    return OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+
+def _check(path: object, *, writes: bool) -> None:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(STORAGE):
+        return
+    if os.fspath(path) == _said("deadly"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    failing = _said("failing")
+    if failing == "reads and writes" or (failing and writes):
+        raise _fault(path)
+
+
+def _checked_io_open(file, mode="r", *args, **options):
+    _check(file, writes=set(mode) & set("wax+") != set())
+    return _io_open(file, mode, *args, **options)
+
+
+def _checked_os_open(path, flags, *args, **options):
+    _check(path, writes=flags & (os.O_WRONLY | os.O_RDWR) != 0)
+    return _os_open(path, flags, *args, **options)
+
+
+def _checked_fsync(descriptor):
+    if _said("failing"):
+        raise _fault(None)
+    return _fsync(descriptor)
+
+
+if FOLDER is not None:
+    io.open, os.open, os.fsync = _checked_io_open, _checked_os_open, _checked_fsync

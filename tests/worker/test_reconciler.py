@@ -1,0 +1,411 @@
+"""The loop with a real broker and real files, and the tests in the place of workers."""
+
+import subprocess
+import threading
+from datetime import timedelta
+
+import pytest
+from ulid import ULID
+
+from jobs import keys
+from jobs.layout import job_names
+from jobs.messages import JobEvent
+from jobs.queue import BULK, make_celery
+from jobs.records import JobStatus
+from jobs.settings import Settings
+from jobs.store import JobStore
+from layerstack.broker import broker_command
+from tests.sample_jobs import INFO, announce, do_chunk, make_job, write_part
+from tests.support import can_connect, wait_for
+from tests.worker.queued import take, take_all, wait_for_chunks, waiting
+from worker.housekeeping import Housekeeper
+from worker.leases import Leases
+from worker.notes import JobNotes
+from worker.reconciler import Reconciler
+
+WINDOW = 16  # of the reconciler, with one worker of one slot
+NEVER_S = 60.0  # so that nothing happens but by events
+
+
+@pytest.fixture
+def storage_url(tmp_path):
+    """A folder: what the reconciler does is the same for each kind of storage."""
+    return str(tmp_path / "storage")
+
+
+@pytest.fixture
+def reconcile(store, broker):
+    """Start a reconciler -> what stops it; all of them are stopped at the end."""
+    stops = []
+
+    def start(*, search_every_s=0.1, fingerprint=INFO.fingerprint, retention=None, abandoned_after=timedelta(hours=1)):
+        stopping, redis, app = threading.Event(), broker.client(), make_celery(Settings(broker_url=broker.url))
+        own_store = JobStore(store.storage)
+        reconciler = Reconciler(
+            store=own_store,
+            redis=redis,
+            app=app,
+            notes=JobNotes(redis),
+            housekeeper=Housekeeper(own_store, retention=retention, abandoned_after=abandoned_after),
+            fingerprint=fingerprint,
+            slots=1,
+            search_every_s=search_every_s,
+            lease_s=0.2,
+            chunk_crashes=2,
+            read_all=True,
+            stopping=stopping,
+        )
+        thread = threading.Thread(target=reconciler.run)
+        thread.start()
+
+        def stop():
+            stopping.set()
+            JobNotes(redis).tell(JobEvent(job_id=str(ULID())))  # so that it need not wait for one
+            thread.join(60)
+            assert not thread.is_alive()
+            redis.close()
+            app.close()
+
+        stops.append(stop)
+        return stop
+
+    yield start
+    for stop in stops:
+        stop()
+
+
+@pytest.fixture
+def notes(redis):
+    return JobNotes(redis)
+
+
+def done(store, notes, record, chunk):
+    """Do a chunk, and tell so."""
+    do_chunk(store, record, chunk)
+    notes.tell(JobEvent(job_id=record.id, chunk=chunk, what="done"))
+
+
+def status(store, record):
+    return store.files(record.id).status()
+
+
+def wait_for_a_search(redis, store, notes):
+    """Wait until the reconciler has looked for lost chunks, by one that it has to find."""
+    probe = make_job(store, count=1)
+    notes.tell(JobEvent(job_id=probe.id))
+    wait_for_chunks(redis, probe, [0])
+    redis.lrem(BULK, 1, next(message for message in redis.lrange(BULK, 0, -1) if probe.id.encode() in message))
+    wait_for_chunks(redis, probe, [0])
+    store.delete(probe.id)
+
+
+# Sending.
+
+
+def test_every_chunk_is_sent_once_few_at_a_time_and_the_job_finished(reconcile, redis, store, notes):
+    record = make_job(store, count=40, chunk_rows=1)
+    reconcile(search_every_s=NEVER_S)
+    wait_for_chunks(redis, record, range(WINDOW))
+    sent = []
+    while len(sent) < 40:
+        assert redis.llen(BULK) <= WINDOW
+        job_id, chunk = take(redis)
+        assert job_id == record.id
+        sent.append(chunk)
+        done(store, notes, record, chunk)
+    assert sent == list(range(40))
+    wait_for(lambda: status(store, record) == JobStatus.SUCCEEDED)
+    assert store.manifest(record.id).rows == 40
+    assert redis.llen(BULK) == 0
+
+
+def test_jobs_share_the_queue(reconcile, redis, store):
+    first, second = make_job(store, count=20, chunk_rows=1), make_job(store, count=20, chunk_rows=1)
+    reconcile()
+    wait_for_chunks(redis, first, range(WINDOW // 2))
+    wait_for_chunks(redis, second, range(WINDOW // 2))
+
+
+def test_a_job_that_is_told_of_is_sent_at_once(reconcile, redis, store, notes):
+    reconcile(search_every_s=NEVER_S)
+    wait_for(lambda: redis.exists(keys.RECONCILER))
+    record = make_job(store)
+    notes.tell(JobEvent(job_id=record.id))
+    wait_for_chunks(redis, record, range(3))
+
+
+def test_a_job_that_nobody_tells_of_is_found(reconcile, redis, store, monkeypatch):
+    monkeypatch.setattr("worker.reconciler._SCAN_EVERY_S", 0.1)
+    reconcile()
+    wait_for(lambda: redis.exists(keys.RECONCILER))
+    wait_for_chunks(redis, make_job(store), range(3))
+
+
+def test_what_is_done_already_is_not_sent(reconcile, redis, store):
+    record = make_job(store)
+    do_chunk(store, record, 1)
+    reconcile()
+    wait_for_chunks(redis, record, [0, 2])
+
+
+def test_a_part_that_nobody_vouched_for_is_sent_to_a_worker(reconcile, redis, store):
+    record = make_job(store)
+    write_part(store, record, 1)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+
+
+def test_a_job_whose_encoder_nobody_has_waits_for_it_and_says_so(reconcile, redis, store):
+    record = make_job(store)
+    reconcile(fingerprint="f" * 16)
+    wait_for(lambda: redis.exists(keys.trouble(record.id)))
+    assert f"no worker has loaded the encoder {INFO.fingerprint}" in redis.get(keys.trouble(record.id)).decode()
+    assert redis.llen(BULK) == 0
+    announce(redis)
+    wait_for_chunks(redis, record, range(3))
+
+
+def test_a_job_that_cannot_be_read_stops_no_other(reconcile, redis, store):
+    damaged, record = make_job(store), make_job(store)
+    store.storage.write(job_names(damaged.id).record, b"rubbish")
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+
+
+def test_an_event_that_cannot_be_read_is_dropped(reconcile, redis, store, notes):
+    reconcile()
+    redis.rpush(keys.EVENTS, b"rubbish")
+    record = make_job(store)
+    notes.tell(JobEvent(job_id=record.id))
+    wait_for_chunks(redis, record, range(3))
+
+
+# What gets lost.
+
+
+def test_after_redis_was_emptied_all_that_was_out_is_sent_again(reconcile, redis, store):
+    record = make_job(store)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    redis.flushall()
+    wait_for_chunks(redis, record, range(3))
+
+
+def test_after_the_broker_came_back_empty_all_is_sent_again(reconcile, broker, redis, store, tmp_path_factory):
+    record = make_job(store)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    broker.process.kill()
+    broker.process.wait()
+    path = broker.url.removeprefix("unix://")
+    with subprocess.Popen(broker_command(tmp_path_factory.mktemp("b"), path)) as process:
+        wait_for(lambda: can_connect(path))
+        wait_for_chunks(redis, record, range(3))
+        process.terminate()
+
+
+def test_a_message_that_got_lost_is_sent_again_without_blaming_the_chunk(reconcile, redis, store):
+    record = make_job(store)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    _, chunk = take(redis)
+    wait_for_chunks(redis, record, range(3))
+    assert store.failure(record.id, chunk) is None
+
+
+def test_a_chunk_with_a_living_worker_is_not_sent_again(reconcile, broker, redis, store, notes):
+    record = make_job(store)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    _, chunk = take(redis)
+    with broker.client() as other, Leases(other, 2.0) as leases:
+        leases.acquire(keys.lease(record.id, chunk))
+        notes.progress(record.id, chunk, 1)
+        wait_for_a_search(redis, store, notes)
+        assert chunk not in waiting(redis, record)
+        assert store.failure(record.id, chunk) is None
+
+
+def test_a_chunk_whose_worker_died_is_noted_as_a_crash_and_sent_again_later(reconcile, redis, store, notes):
+    record = make_job(store)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    _, chunk = take(redis)
+    notes.progress(record.id, chunk, 1)
+    wait_for(lambda: store.failure(record.id, chunk))
+    failure = store.failure(record.id, chunk)
+    assert (failure.attempts, failure.crashes, failure.gave_up) == (0, 1, False)
+    assert chunk not in waiting(redis, record)
+    wait_for_chunks(redis, record, range(3))
+    assert notes.begun(record.id) == set()
+    assert store.failure(record.id, chunk) == failure
+
+
+def test_a_worker_that_died_before_this_one_led_is_noted_too(reconcile, redis, store, notes):
+    record = make_job(store)
+    notes.progress(record.id, 1, 1)
+    reconcile()
+    wait_for(lambda: store.failure(record.id, 1))
+    wait_for_chunks(redis, record, range(3))
+    assert redis.llen(BULK) == 3
+
+
+def test_a_chunk_that_too_many_workers_died_of_is_given_up_and_the_job_fails_once_all_others_are_done(
+    reconcile, redis, store, notes
+):
+    record = make_job(store)
+    store.note_failure(record.id, 1, "its worker died", crashed=True, limit=2)
+    notes.progress(record.id, 1, 1)
+    reconcile()
+    wait_for_chunks(redis, record, [0, 2])
+    assert status(store, record) == JobStatus.QUEUED
+    for chunk in take_all(redis):
+        done(store, notes, record, chunk)
+    wait_for(lambda: status(store, record) == JobStatus.FAILED)
+    assert store.failure(record.id, 1).crashes == 2
+
+
+def test_a_chunk_that_was_done_without_a_word_counts(reconcile, redis, store):
+    record = make_job(store)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    do_chunk(store, record, 1)
+    redis.delete(BULK)
+    wait_for_chunks(redis, record, [0, 2])
+
+
+# What workers tell.
+
+
+def test_a_chunk_that_failed_is_sent_again_until_it_is_given_up(reconcile, redis, store, notes):
+    record = make_job(store, count=8)
+    reconcile(search_every_s=NEVER_S)
+    wait_for_chunks(redis, record, range(2))
+    assert take_all(redis) == [0, 1]
+    done(store, notes, record, 0)
+    for gave_up in (False, True):
+        store.note_failure(record.id, 1, "x", crashed=False, limit=2)
+        notes.tell(JobEvent(job_id=record.id, chunk=1, what="failed"))
+        if not gave_up:
+            assert take(redis) == (record.id, 1)
+    wait_for(lambda: redis.llen(keys.EVENTS) == 0)
+    assert status(store, record) == JobStatus.FAILED
+    store.retry(record.id)
+    notes.tell(JobEvent(job_id=record.id))
+    assert take(redis) == (record.id, 1)
+
+
+def test_while_the_storage_does_not_work_one_chunk_tries_it(reconcile, redis, store, notes):
+    record = make_job(store, count=5, chunk_rows=1)
+    reconcile(search_every_s=NEVER_S)
+    wait_for_chunks(redis, record, range(5))
+    notes.trouble(record.id, "the storage is full", 60)
+    for chunk in take_all(redis):
+        notes.tell(JobEvent(job_id=record.id, chunk=chunk, what="stalled"))
+    _, probe = take(redis)
+    assert redis.llen(BULK) == 0
+    done(store, notes, record, probe)
+    wait_for_chunks(redis, record, sorted({0, 1, 2, 3, 4} - {probe}))
+    assert not redis.exists(keys.trouble(record.id))
+
+
+# Finishing.
+
+
+@pytest.mark.parametrize(
+    "fault", [lambda storage, name: storage.write(name, b"x"), lambda storage, name: storage.delete(name)]
+)
+def test_a_part_that_is_bad_at_the_end_is_done_anew(reconcile, redis, store, notes, fault):
+    record = make_job(store)
+    for chunk in range(3):
+        do_chunk(store, record, chunk)
+    reconcile(search_every_s=NEVER_S)
+    wait_for(lambda: status(store, record) == JobStatus.SUCCEEDED)
+    fault(store.storage, job_names(record.id).part(1))
+    store.retry(record.id)
+    notes.tell(JobEvent(job_id=record.id))
+    wait_for_chunks(redis, record, [1])
+    take(redis)
+    done(store, notes, record, 1)
+    wait_for(lambda: status(store, record) == JobStatus.SUCCEEDED)
+
+
+def test_a_cancelled_job_is_sent_no_more_until_it_is_retried(reconcile, redis, store, notes):
+    record = make_job(store)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    store.cancel(record.id)
+    notes.progress(record.id, 2, 1)  # of a worker that died with it
+    notes.tell(JobEvent(job_id=record.id))
+    wait_for(lambda: notes.begun(record.id) == set())
+    redis.delete(BULK)
+    wait_for_a_search(redis, store, notes)
+    assert waiting(redis, record) == []
+    store.retry(record.id)
+    notes.tell(JobEvent(job_id=record.id))
+    wait_for_chunks(redis, record, range(3))
+
+
+def test_a_deleted_job_is_sent_no_more(reconcile, redis, store, notes):
+    record = make_job(store)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    store.delete(record.id)
+    notes.tell(JobEvent(job_id=record.id))
+    wait_for_a_search(redis, store, notes)
+    redis.delete(BULK)
+    wait_for_a_search(redis, store, notes)
+    assert waiting(redis, record) == []
+
+
+# Tidying up.
+
+
+def test_results_are_deleted_once_their_time_is_up(reconcile, store):
+    record = make_job(store)
+    for chunk in range(3):
+        do_chunk(store, record, chunk)
+    reconcile(retention=timedelta(seconds=0.01))
+    wait_for(lambda: status(store, record) == JobStatus.EXPIRED)
+    assert not store.has_part(record.id, 0)
+
+
+def test_uploads_that_were_cut_off_are_removed(reconcile, store, monkeypatch):
+    monkeypatch.setattr("worker.reconciler._SCAN_EVERY_S", 0.1)
+    names = job_names(str(ULID()))
+    store.storage.write(names.prompts(0), b"x")
+    reconcile(abandoned_after=timedelta(seconds=0.1))
+    wait_for(lambda: store.storage.folders("jobs") == [])
+
+
+# Leading.
+
+
+def test_of_two_reconcilers_one_leads_and_the_other_takes_over(reconcile, redis, store):
+    record = make_job(store)
+    stop_first = reconcile()
+    wait_for_chunks(redis, record, range(3))
+    leader = redis.get(keys.RECONCILER)
+    reconcile()
+    second = make_job(store)
+    JobNotes(redis).tell(JobEvent(job_id=second.id))
+    wait_for_chunks(redis, second, range(3))
+    assert redis.get(keys.RECONCILER) == leader
+    assert redis.llen(BULK) == 6  # each chunk of both, once
+    stop_first()
+    redis.delete(BULK)
+    wait_for_chunks(redis, second, range(3))
+    assert redis.get(keys.RECONCILER) not in {leader, None}
+
+
+def test_one_that_has_lost_its_lease_stops_leading(reconcile, redis, store, monkeypatch, caplog):
+    monkeypatch.setattr("worker.reconciler._LEASE_S", 0.4)
+    reconcile()
+    wait_for(lambda: redis.exists(keys.RECONCILER))
+    redis.set(keys.RECONCILER, "somebody else")
+    wait_for(lambda: "another worker reconciles now" in caplog.text)
+    record = make_job(store)
+    JobNotes(redis).tell(JobEvent(job_id=record.id))
+    assert redis.llen(keys.EVENTS) == 1  # nobody reads it
+    redis.delete(keys.RECONCILER)
+    wait_for_chunks(redis, record, range(3))
