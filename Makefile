@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format bench lock clean
+.PHONY: help install demo up test faults lint format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ up: $(INSTALLED) ## Start the local stack on the demo encoder; Ctrl-C stops it
 
 test: $(INSTALLED) ## Run the whole suite
 	$(BIN)/python -m pytest
+
+faults: $(INSTALLED) ## Inject 200 faults into a running stack, and print the table of docs/reliability.md
+	$(BIN)/python -m tests.faults.long --faults 200
 
 lint: $(INSTALLED) ## Style, types, and who may import whom
 	$(BIN)/ruff check .

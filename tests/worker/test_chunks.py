@@ -117,12 +117,25 @@ def test_a_part_that_is_damaged_or_missing_is_done_anew(chunks, store, make_job,
 
 def test_a_chunk_that_is_stopped_leaves_nothing_and_drops_what_waits(chunks, store, engine, forwards, make_job):
     record = make_job(count=200, chunk_rows=200)
+
+    class StoppedWhileWaiting(Watch):
+        def check(self):
+            if engine.waiting_rows:
+                raise JobCancelledError
+
+    with forwards.held(engine), pytest.raises(JobCancelledError):
+        chunks.encode(record.id, 0, StoppedWhileWaiting())
+    assert store.storage.files(job_names(record.id).parts_folder) == []
+    engine.submit(["last"]).result(60)
+    assert on_the_device(forwards) == ["hold", "last"]
+    assert engine.waiting_rows == 0
+
+
+def test_a_chunk_that_is_stopped_in_the_middle_leaves_nothing(chunks, store, make_job):
+    record = make_job(count=200, chunk_rows=200)
     with pytest.raises(JobCancelledError):
         chunks.encode(record.id, 0, Watch(until=5))
     assert store.storage.files(job_names(record.id).parts_folder) == []
-    assert len(on_the_device(forwards)) < 200
-    engine.submit(["last"]).result(60)
-    assert engine.waiting_rows == 0
 
 
 def test_a_chunk_that_is_stopped_at_the_very_end_does_not_count(chunks, store, make_job):

@@ -187,6 +187,21 @@ def test_a_chunk_goes_on_after_redis_was_emptied(tasks, redis, store, engine, fo
     assert events(redis) == [(0, "done")]
 
 
+def test_a_lease_that_was_lost_with_redis_is_taken_again_at_the_next_progress(tasks, redis, make_job, monkeypatch):
+    record, held = make_job(), []
+
+    def encode(_chunks, _job_id, _chunk, watch):
+        redis.flushall()
+        watch.progress(1)
+        held.append(redis.exists(keys.lease(record.id, 0)))
+
+    monkeypatch.setattr(ChunkEncoder, "encode", encode)
+    monkeypatch.setattr("worker.tasks._PROGRESS_EVERY_S", -1.0)
+    with Leases(redis, 600.0) as leases:  # renews by itself only after minutes
+        run(replace(tasks, leases=leases), record)
+    assert held == [1]
+
+
 def test_a_stopping_worker_gives_the_message_back(tasks, redis, stopping, make_job):
     record = make_job()
     stopping.set()
