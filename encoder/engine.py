@@ -4,7 +4,8 @@
     device thread:       choose the most urgent that fit -> forward -> start the copy to host memory
     finishing thread:    await the copy -> cut it into prompts -> resolve futures
 
-Interactive prompts go first, older before younger; bulk prompts get the room that is left, and nothing more while
+Interactive prompts go first, older before younger. A forward of theirs takes bulk prompts along only if the one before
+had none: a request waits for the forward that is running, but not for its own to be filled. Bulk gets nothing while
 interactive work alone keeps the device busy. While the device runs a forward, the next submissions are tokenized
 and the last results are copied and cut.
 """
@@ -86,6 +87,7 @@ class Engine:
         self._failure: Exception | None = None
         self._lost: Exception | None = None  # what the finishing thread met, until the device thread sees it
         self._good_forwards = 0
+        self._bulk_had_turn = False
         self._probe = encoder.tokenizer([""])
         self._copier = HostCopier(encoder.device)
         self._unfinished = threading.BoundedSemaphore(_UNFINISHED_BATCHES)
@@ -218,7 +220,9 @@ class Engine:
         dropped: list[_Waiting] = []
 
         def lengths() -> Iterator[int]:
-            for waiting in self._waiting.values():
+            for priority, waiting in self._waiting.items():
+                if priority is Priority.BULK and seen and self._bulk_had_turn:
+                    return
                 while waiting:
                     item = waiting.popleft()
                     self._waiting_rows -= item.rows
@@ -233,6 +237,7 @@ class Engine:
         self._counters.dropped_prompts += len(dropped)
         batch = [seen[position] for position in sorted(chosen)]
         if batch:
+            self._bulk_had_turn = any(item.submission.priority is Priority.BULK for item in batch)
             self._note_waits(batch)
         return batch, dropped
 

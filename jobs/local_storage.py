@@ -114,7 +114,8 @@ class LocalStorage(Storage):
     def free_bytes(self) -> int | None:
         """Return what the file system has left for us."""
         with _translated(self.root):
-            return shutil.disk_usage(self.root).free
+            existing = next(path for path in (self.root, *self.root.parents) if path.exists())
+            return shutil.disk_usage(existing).free
 
     def local_path(self, name: str) -> Path | None:
         """Return the path of a file."""

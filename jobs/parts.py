@@ -241,7 +241,7 @@ def parse_part(source: Path | IO[bytes], name: str) -> pq.ParquetFile:
     """
     try:
         return pq.ParquetFile(source, memory_map=isinstance(source, Path))
-    except (pa.ArrowInvalid, OSError) as exc:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:  # a column's name may be no UTF-8 any more
         raise PartFormatError(f"{name} is damaged or no Parquet: {exc}") from exc
 
 

@@ -64,7 +64,7 @@ def inspect_part(store: JobStore, job_id: str, chunk: int) -> PartReport:
             for batch in part.iter_batches(columns=_COUNTED_COLUMNS):
                 for row in batch.to_pylist():
                     counts.add(row)
-        except (pa.ArrowException, OSError) as exc:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
             raise PartFormatError(f"{name} is damaged: {exc}") from exc
     size, sha256 = _digest(store.storage, name)
     return counts.report(chunk, size, sha256)

@@ -30,11 +30,11 @@ class Forwards:
         return self._forward(prompts)
 
     @contextmanager
-    def held(self, engine, prompts=("hold",)):
+    def held(self, engine, prompts=("hold",), *priority):
         self._started.clear()
         self._go_on.clear()
         try:
-            running = engine.submit(prompts)
+            running = engine.submit(prompts, *priority)
             assert self._started.wait(S)
             yield running
         finally:

@@ -196,7 +196,9 @@ class Reconciler:
             job = known.active.setdefault(job_id, _ActiveJob(files.record, Schedule(files.record.num_chunks)))
             job.schedule.learn(files.parts, [failure.chunk for failure in files.given_up])
             if is_new:  # its workers may have died before this one led
-                for chunk in sorted(self._without_worker(job_id, self._notes.begun(job_id))):
+                dead = self._without_worker(job_id, self._notes.begun(job_id))
+                # Once more: one that was put down meanwhile has no worker either.
+                for chunk in sorted(dead & self._notes.begun(job_id)):
                     self._recover(job, chunk, begun=True)
 
     # What workers and clients say.

@@ -129,8 +129,22 @@ def test_the_oldest_of_a_priority_go_first(encoder, forwards):
                 futures.append(engine.submit(bulk[n : n + 27], Priority.BULK))
                 futures.append(engine.submit(interactive[n : n + 27], Priority.INTERACTIVE))
         results(futures)
-    assert [len(texts) for texts in forwards.texts] == [1, 256, 14]
+    assert [len(texts) for texts in forwards.texts] == [1, 135, 135]
     assert [text for texts in forwards.texts[1:] for text in texts] == [*interactive, *bulk]
+
+
+def test_bulk_joins_every_other_forward_of_interactive_prompts(encoder, forwards):
+    with Engine(encoder) as engine:
+        with forwards.held(engine):
+            bulk = engine.submit(NUMBERS[:50])
+            urgent = engine.submit(["a", "b"], Priority.INTERACTIVE)
+        results([bulk, urgent])
+        assert forwards.texts[1:] == [["a", "b"], NUMBERS[:50]]
+        with forwards.held(engine, ("hold",), Priority.INTERACTIVE):
+            bulk = engine.submit(NUMBERS[:50])
+            urgent = engine.submit(["a", "b"], Priority.INTERACTIVE)
+        results([bulk, urgent])
+    assert forwards.texts[-1] == ["a", "b", *NUMBERS[:50]]
 
 
 def test_the_oldest_prompt_is_never_passed_over_for_shorter_ones(encoder, forwards):
@@ -338,7 +352,7 @@ def test_a_closed_engine_takes_nothing_and_may_be_closed_again(encoder):
 
 
 def test_counters_say_what_waits_and_what_was_done(encoder, forwards):
-    with Engine(encoder) as engine, forwards.held(engine):  # two rows
+    with Engine(encoder) as engine, forwards.held(engine, ("hold",), Priority.INTERACTIVE):  # two rows
         engine.submit(NUMBERS[:5])  # four rows each
         engine.submit(["", 5], Priority.INTERACTIVE)  # one row
         waiting = engine.stats()
