@@ -45,7 +45,7 @@ _EVENTS_AT_ONCE = 1000
 _SMALLEST_WINDOW = 16
 _SMALLEST_SHARE = 2
 _FINISH_AGAIN_SHOWN_S = 60.0
-_LEASE_S = 10.0
+_LONGEST_LEASE_S = 10.0
 
 
 class _NotLeadingError(WorkerError):
@@ -121,7 +121,8 @@ class Reconciler:
 
     def run(self) -> None:
         """Lead whenever nobody else does, until the worker stops."""
-        with Leases(self._redis, _LEASE_S) as leases:
+        lease_s = min(self._lease_s, _LONGEST_LEASE_S)
+        with Leases(self._redis, lease_s) as leases:
             while not self._stopping.is_set():
                 try:
                     if (lease := leases.acquire(keys.RECONCILER)) is not None:
@@ -135,7 +136,7 @@ class Reconciler:
                     logger.warning("the broker does not answer, the reconciler will try again: %s", exc)
                 except Exception:  # whatever it is, no job may be left alone for it
                     logger.exception("the reconciler failed, and begins anew")
-                self._stopping.wait(min(self._search_every_s, _LEASE_S / 2))
+                self._stopping.wait(min(self._search_every_s, lease_s / 2))
 
     def _lead(self, lease: Lease) -> None:
         logger.info("reconciling")

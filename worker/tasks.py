@@ -135,6 +135,10 @@ class Tasks:
         watch = _Watch(self, request, lease)
         try:
             failure = self.chunks.store.failure(job_id, chunk)
+            # The broker delivers once more what dead workers had: a chunk that kills would go on doing so for ever.
+            if failure is not None and failure.gave_up:
+                logger.info("chunk %d of job %s has been given up, dropped", chunk, job_id)
+                return JobEvent(job_id=job_id, chunk=chunk, what="failed")
             # A chunk that a worker died of takes no other chunk with it, if it does so again.
             with self.turns.take(alone=failure is not None and failure.crashes > 0, waiting=watch.check):
                 watch.begin()

@@ -18,15 +18,22 @@ def rng():
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory, tiny):
+def stack_for_faults(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("cluster")
     with Cluster(folder, tiny, chunk_attempts=2, chunk_crashes=3) as running:
         yield running
+        running.mend()
         check_tidy(running)
 
 
+@pytest.fixture
+def cluster(stack_for_faults):
+    stack_for_faults.mend()
+    return stack_for_faults
+
+
 @pytest.fixture(scope="session")
-def known(cluster, rng):
+def known(stack_for_faults, rng):
     """Prompts, and what an undisturbed job made of them."""
     prompts = [{"id": str(n), "prompt": prompt} for n, prompt in enumerate(known_prompts(rng, 100))]
-    return finished_rows(cluster, submit(cluster, rng, prompts))
+    return finished_rows(stack_for_faults, submit(stack_for_faults, rng, prompts))

@@ -163,7 +163,7 @@ def storage_full(scene: Scene) -> None:
         child.limit_files(size)
     try:
         scene.paused_because("File too large")
-        answer = cluster.http.post("/jobs", json={"prompts": ["x" * 20_000]})
+        answer = cluster.http.post("/jobs", json={"prompts": [scene.rng.randbytes(20_000).hex()]})
         assert answer.status_code == 507, answer.text
         scene.while_it_lasts(0, 5)
     finally:

@@ -68,6 +68,7 @@ def test_a_chunk_whose_prompts_cannot_be_read_is_given_up_after_its_attempts(clu
 
 def test_a_chunk_that_kills_its_workers_is_given_up_and_takes_no_other_with_it(cluster, rng, known):
     deadly = cluster.folder / "deadly"
+    crashes = 3
     with workers_wait(cluster):
         job = submit(cluster, rng, entries(rng, list(known), JOB_ROWS))
         deadly.write_text(str(cluster.store.storage.local_path(job_names(job.id).prompts(BAD))))
@@ -82,8 +83,8 @@ def test_a_chunk_that_kills_its_workers_is_given_up_and_takes_no_other_with_it(c
         return failed(cluster, job)
 
     cluster.until(has_failed, f"job {job.id} has failed", workers_may_die=True)
-    assert deaths == 3
-    error = view_of(cluster, job)["error"]
-    assert f"chunk {BAD}, after 3 attempts: its worker died" in error
-    assert "more chunks" not in error
+    assert deaths >= crashes
+    assert f"chunk {BAD}, after {crashes} attempts: its worker died" == view_of(cluster, job)["error"]
+    # The broker delivers what the dead had once more; nobody dies of that.
+    cluster.until(lambda: not cluster.redis.exists("unacked"), "the messages of dead workers are gone")
     check_failed_then_retried(cluster, job, known, deadly.unlink)
