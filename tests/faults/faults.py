@@ -254,12 +254,11 @@ FAULTS = [
     Fault(broker_down),
     Fault(broker_frozen),
     Fault(broker_full),
-    Fault(broker_down_and_worker_killed, workers=2),
-    Fault(everything_killed, mended=api_answers),
     Fault(part_corrupted, late=True, mended=_has_succeeded),
     Fault(part_deleted, late=True, mended=_has_succeeded),
 ]
 """Faults that strike whatever the storage is."""
 
+COMBINED_FAULTS = [Fault(broker_down_and_worker_killed, workers=2), Fault(everything_killed, mended=api_answers)]
 FOLDER_FAULTS = [Fault(storage_full, mended=api_answers), Fault(storage_failing, mended=api_answers)]
 BUCKET_FAULTS = [Fault(bucket_refusing, mended=api_answers), Fault(bucket_forgetting, mended=api_answers)]

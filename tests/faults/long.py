@@ -6,7 +6,9 @@ whose storage is a bucket. Every job is checked row by row. The first thing that
 
 import argparse
 import random
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,12 +18,13 @@ from tests.faults.bucket import URL, running_bucket
 from tests.faults.campaign import Campaign
 from tests.faults.checks import check_tidy, finished_rows
 from tests.faults.cluster import Cluster
-from tests.faults.faults import BUCKET_FAULTS, FAULTS, FOLDER_FAULTS
+from tests.faults.faults import BUCKET_FAULTS, COMBINED_FAULTS, FAULTS, FOLDER_FAULTS
 from tests.faults.scene import Fault, Recovery
 from tests.faults.workload import known_prompts, submit
 
+EVERYWHERE = FAULTS + COMBINED_FAULTS
 WORKERS = 3
-# Chunks that are given up are another test's.
+# Crashes that a chunk has: no chunk is given up here.
 MANY = 1000
 
 
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for logs and jobs, which stay there; default one that goes")
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # which ends the processes of the stack as well
     print(f"--faults {args.faults} --seed {args.seed}", flush=True)
     started, rng = time.monotonic(), random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
@@ -40,8 +44,8 @@ def main() -> None:
         tiny.write(folder / "model", hidden=32)
         on_bucket = args.faults // 5
         campaigns = [
-            on_folder(folder, rng, drawn(rng, FAULTS + FOLDER_FAULTS, args.faults - on_bucket, args.only)),
-            on_a_bucket(folder, rng, drawn(rng, FAULTS + BUCKET_FAULTS, on_bucket, args.only)),
+            on_folder(folder, rng, drawn(rng, EVERYWHERE + FOLDER_FAULTS, args.faults - on_bucket, args.only)),
+            on_a_bucket(folder, rng, drawn(rng, EVERYWHERE + BUCKET_FAULTS, on_bucket, args.only)),
         ]
     minutes = (time.monotonic() - started) / 60
     jobs, rows = (sum(getattr(campaign, name) for campaign in campaigns) for name in ("jobs", "rows"))

@@ -1,14 +1,18 @@
 """Processes that can be killed, frozen, limited and started again."""
 
+import ctypes
 import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 STOP_S = 60.0
+_PR_SET_PDEATHSIG = 1
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before any fork
 
 
 class Child:
@@ -37,6 +41,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             restore_signals=False,  # Python ignores SIGXFSZ, and so do its children: a limited file is an error, no end
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
         )
         self._pump = threading.Thread(target=self._write_log, args=(self._process.stdout,), daemon=True)
         self._pump.start()
@@ -97,3 +102,9 @@ class Child:
         with pipe, self.log.open("ab", buffering=0) as log:
             while piece := os.read(pipe.fileno(), 65536):
                 log.write(piece)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this child with the thread that started it, which is the main one: nothing outlives a test."""
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
