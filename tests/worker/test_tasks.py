@@ -291,6 +291,9 @@ def test_a_chunk_that_fails_is_told_with_its_attempts_counted(tasks, redis, stor
     assert events(redis) == [(1, "failed"), (1, "failed")]
     assert at_rest(redis, record, 1)
     store.storage.write(job_names(record.id).prompts(1), prompts)
+    run(tasks, record, 1)  # delivered once more
+    assert not store.has_part(record.id, 1)
+    store.retry(record.id)
     run(tasks, record, 1)
     assert store.has_part(record.id, 1)
 
