@@ -9,9 +9,9 @@ from tests.faults.cluster import Cluster
 from tests.faults.scene import Fault, Recovery, Scene, inflict
 from tests.faults.workload import Row, entries, submit
 
-JOB_ROWS = 1500
+JOB_ROWS = 2000
 # Chunks that have to be left when a fault strikes, so that it strikes a job at work.
-LEFT = 50
+LEFT, LEFT_FOR_LATE = 80, 40
 STORM_ROWS, STORM_KILLS, STORM_EVERY_S = 5000, 20, 3.0
 
 
@@ -40,7 +40,7 @@ class Campaign:
             while early and self._ready_for(early[-1]) and self._left(scene) > LEFT:
                 self._strike(early.pop(), scene)
             self.cluster.until(lambda scene=scene: self._left(scene) <= LEFT, "most of the job is done")
-            if late and self._left(scene):
+            if late and self._left(scene) > LEFT_FOR_LATE:
                 self._strike(late.pop(), scene)
             self._check(scene)
 

@@ -28,6 +28,7 @@ SETTINGS = {
     "visibility_timeout_s": 5,
     "storage_reserve_bytes": 0,
 }
+WORKER_SYNC_S = "0.05"
 PATIENCE_S = 180.0
 
 
@@ -62,12 +63,13 @@ class Cluster:
         }
         everywhere = clean_environment() | variables | (environment or {})
 
-        def child(name: str, command: list[str]) -> Child:
-            return Child(name, command, everywhere, folder / f"{name}.log")
+        def child(name: str, command: list[str], **own: str) -> Child:
+            return Child(name, command, everywhere | own, folder / f"{name}.log")
 
         self.broker = child("broker", broker_command(broker_folder, self._private / "s"))
         self.api = child("api", [sys.executable, "-m", "api"])
-        self.workers = [child(f"worker-{n}", [sys.executable, "-m", "worker"]) for n in range(workers)]
+        command = [sys.executable, "-m", "worker"]
+        self.workers = [child(f"worker-{n}", command, FAULTS_SYNC_S=WORKER_SYNC_S) for n in range(workers)]
         self.redis = Redis.from_url(self.broker_url, socket_timeout=60)
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 

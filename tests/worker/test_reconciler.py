@@ -399,7 +399,7 @@ def test_of_two_reconcilers_one_leads_and_the_other_takes_over(reconcile, redis,
 
 
 def test_one_that_has_lost_its_lease_stops_leading(reconcile, redis, store, monkeypatch, caplog):
-    monkeypatch.setattr("worker.reconciler._LEASE_S", 0.4)
+    monkeypatch.setattr("worker.reconciler._LONGEST_LEASE_S", 0.4)
     reconcile()
     wait_for(lambda: redis.exists(keys.RECONCILER))
     redis.set(keys.RECONCILER, "somebody else")

@@ -4,15 +4,19 @@ The processes are those that users run, with this folder on their path. In the f
 
 - the file `failing` says what fails with EIO below `$LAYERSTACK_STORAGE`: `writes`, or `reads and writes`;
 - the file `deadly` names a file, and whoever opens that is killed.
+
+Each sync takes `$FAULTS_SYNC_S` at least, so that a job lasts long enough for a fault on the fastest machine.
 """
 
 import errno
 import io
 import os
 import signal
+import time
 
 FOLDER = os.environ.get("FAULTS_FOLDER")
 STORAGE = os.environ.get("LAYERSTACK_STORAGE", "")
+SYNC_S = float(os.environ.get("FAULTS_SYNC_S", "0"))
 
 _io_open, _os_open, _fsync = io.open, os.open, os.fsync
 
@@ -52,6 +56,7 @@ def _checked_os_open(path, flags, *args, **options):
 def _checked_fsync(descriptor):
     if _said("failing"):
         raise _fault(None)
+    time.sleep(SYNC_S)
     return _fsync(descriptor)
 
 
