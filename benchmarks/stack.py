@@ -9,19 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import IO, Any, Self, cast
 
 import httpx
 import psutil
 import torch
 
 from benchmarks.measure import Cores, peak_resident_bytes, reset_peak, resident_bytes
-from encoder import Encoder
 
 _ROOT = Path(__file__).parents[1]
 START_S = 600.0
@@ -42,20 +41,35 @@ class Job:
 class Stack:
     """`layerstack up` as a child process, and what it is asked over HTTP; a context manager.
 
+    Args:
+        folder: for its storage and its log.
+        checkpoint: of its encoder.
+        device: of its encoder.
+        options: more words for the command line.
+        token_budget: rows of a forward; default the encoder's.
+
     Attributes:
         processes: api, worker and broker.
     """
 
-    def __init__(self, folder: Path, checkpoint: Path, encoder: Encoder) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Path,
+        device: str,
+        *,
+        options: Sequence[str] = (),
+        token_budget: int | None = None,
+    ) -> None:
         port = _free_port()
         self._log = folder / "stack.log"
         self._command = [
             *_layerstack(),
             *("up", "--port", str(port), "--storage", str(folder / "storage"), "--model", str(checkpoint)),
-            *("--device", str(encoder.device), "--dtype", str(encoder.dtype).removeprefix("torch.")),
+            *("--device", device, *options),
         ]
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("LAYERSTACK_")} | {
-            "LAYERSTACK_TOKEN_BUDGET": str(encoder.token_budget),
+            "LAYERSTACK_TOKEN_BUDGET": str(token_budget or ""),
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             # The code beside this file, wherever an installed package would come from.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
@@ -102,15 +116,20 @@ class Stack:
 
     def submit(self, prompts: list[str], **options: object) -> tuple[float, dict[str, Any], float]:
         """Upload `prompts` -> when (seconds since the epoch), the job, seconds until it was accepted."""
-        content = "".join(f"{prompt}\n" for prompt in prompts).encode()
+        return self.upload("prompts.txt", "".join(f"{prompt}\n" for prompt in prompts).encode(), **options)
+
+    def upload(self, name: str, content: bytes | IO[bytes], **options: object) -> tuple[float, dict[str, Any], float]:
+        """Upload a prompt file, whose name tells its kind -> the same."""
         started, clock = time.time(), time.perf_counter()
-        response = self._http.post(
-            "/jobs", files={"file": ("prompts.txt", content)}, data={"options": json.dumps(options)}
-        )
+        response = self._http.post("/jobs", files={"file": (name, content)}, data={"options": json.dumps(options)})
         accept_s = time.perf_counter() - clock
         if response.status_code != httpx.codes.ACCEPTED:
             raise SystemExit(f"POST /jobs answered {response.status_code}: {response.text}")
         return started, response.json(), accept_s
+
+    def ask(self, method: str, path: str) -> None:
+        """Send a request without a body, and drop what comes back."""
+        self._http.request(method, path).raise_for_status()
 
     def get(self, path: str) -> dict[str, Any]:
         """Return the JSON at `path`."""

@@ -88,7 +88,10 @@ def main() -> None:
         checkpoint = Path(folder) / "checkpoint"
         tiny.write(checkpoint, hidden=args.hidden)
         encoder = Encoder.load(checkpoint, device=args.device, dtype=args.dtype, token_budget=args.token_budget)
-        with Stack(Path(folder), checkpoint, encoder) as stack:
+        dtype = ("--dtype", str(encoder.dtype).removeprefix("torch."))
+        with Stack(
+            Path(folder), checkpoint, str(encoder.device), options=dtype, token_budget=encoder.token_budget
+        ) as stack:
             bare = Bare(encoder)
             report = {
                 "prompts_file": args.prompts.name,
