@@ -97,10 +97,10 @@ class Stack:
             self._up.kill()
             self._up.wait()
 
-    def run(self, prompts: list[str]) -> Job:
+    def run(self, prompts: list[str], **options: object) -> Job:
         """Send a job of `prompts`, and return when its manifest is there."""
         cores = Cores(self.processes)
-        started, job, accept_s = self.submit(prompts)
+        started, job, accept_s = self.submit(prompts, **options)
         unfinished = started
         while not job["finished_at"]:
             time.sleep(POLL_S)

@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768, help="hidden size of the small checkpoint (default 768)")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
     parser.add_argument("--requests", type=int, default=20, help="to /predict, idle and busy (default 20)")
+    parser.add_argument("--chunk-tokens", type=int, help="rows stored of one chunk, about; default the stack's")
     parser.add_argument("--storage", type=Path, help="existing folder to make the stack's own folder in, for its time")
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
     parser.add_argument("--dtype", help="default bfloat16 on CUDA, float32 elsewhere")
@@ -96,7 +97,7 @@ def main() -> None:
             report = {
                 "prompts_file": args.prompts.name,
                 "hidden_size": args.hidden,
-                **measure_throughput(bare, stack, prompts, args.rounds),
+                **measure_throughput(bare, stack, prompts, args.rounds, chunk_tokens=args.chunk_tokens),
                 **measure_latency(bare, stack, prompts, args.requests),
                 **stack.memory_report(),
             }
@@ -107,8 +108,10 @@ def main() -> None:
             print(f"{name:32} {'{:g} ({:g} to {:g})'.format(*value) if isinstance(value, list) else value}")
 
 
-def measure_throughput(bare: Bare, stack: Stack, prompts: list[str], num_rounds: int) -> dict[str, Any]:
-    """Time both on `prompts`, in turn."""
+def measure_throughput(
+    bare: Bare, stack: Stack, prompts: list[str], num_rounds: int, **options: object
+) -> dict[str, Any]:
+    """Time both on `prompts`, in turn; `options` are those of the jobs."""
     encoder = bare.encoder
     bare.encode_s(prompts[:WARM_UP])
     stack.run(prompts[:WARM_UP])
@@ -119,7 +122,7 @@ def measure_throughput(bare: Bare, stack: Stack, prompts: list[str], num_rounds:
         bare_s = bare.encode_s(prompts)
         bare_cores = cores.used()
         time.sleep(SETTLE_S)
-        rounds.append(Round(bare_s, bare_cores, stack.run(prompts)))
+        rounds.append(Round(bare_s, bare_cores, stack.run(prompts, **options)))
     tokenized = encoder.tokenizer(prompts)
     own_tokens = sum(encoder.num_rows(prompt) for prompt in tokenized)
     jobs = [each.job for each in rounds]
