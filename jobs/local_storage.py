@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jobs.errors import StorageError, StorageFullError
 from jobs.files import remove_unfinished, sync_folder, written_whole
@@ -17,6 +18,7 @@ from jobs.storage import Storage, StoredFile
 
 # Somebody may be writing into a folder while it is deleted.
 _DELETE_ATTEMPTS = 10
+_BUFFER_BYTES = 2**18
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -41,7 +43,7 @@ class LocalStorage(Storage):
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading at any position."""
         with _translated(self.root / name, FileNotFoundError):
-            return (self.root / name).open("rb")
+            return io.BufferedReader(_Reading((self.root / name).open("rb", buffering=0)), _BUFFER_BYTES)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, replacing one that is there."""
@@ -120,6 +122,34 @@ class LocalStorage(Storage):
     def local_path(self, name: str) -> Path | None:
         """Return the path of a file."""
         return self.root / name
+
+
+class _Reading(io.RawIOBase):
+    """A file whose faults are the storage's, also those that come after it was opened."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _translated(Path(str(self._file.name))):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - whatever has a buffer
+        with _translated(Path(str(self._file.name))):
+            return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _described(name: str, status: os.stat_result) -> StoredFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -238,10 +238,24 @@ def parse_part(source: Path | IO[bytes], name: str) -> pq.ParquetFile:
 
     Raises:
         PartFormatError: the file is damaged or no Parquet.
+        OSError: it cannot be read.
+    """
+    with damage_told(name):
+        return pq.ParquetFile(source, memory_map=isinstance(source, Path))
+
+
+@contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Turn what arrow finds wrong with the file `name` into a `PartFormatError`.
+
+    A file that cannot be read now, and a lack of memory, are no damage: they pass as they are.
     """
     try:
-        return pq.ParquetFile(source, memory_map=isinstance(source, Path))
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:  # a column's name may be no UTF-8 any more
+        # What arrow finds has no number; the operating system's errors have one.
+        if isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno is not None):
+            raise
         raise PartFormatError(f"{name} is damaged or no Parquet: {exc}") from exc
 
 

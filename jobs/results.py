@@ -7,21 +7,22 @@ import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import IO, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import JobsError, PartFormatError, PartNotReadyError, RecordFormatError
 from jobs.layout import job_names
-from jobs.parts import MAX_LISTED_ERRORS, RowCounts, parse_part, read_header
-from jobs.records import JobRecord, Manifest, PartReport
+from jobs.parts import MAX_LISTED_ERRORS, RowCounts, damage_told, parse_part, read_header
+from jobs.records import JobRecord, Manifest, PartReport, PartSummary, RowError
 from jobs.storage import Storage
 from jobs.store import JobStore
 
 _COUNTED_COLUMNS = ["index", "id", "num_tokens", "truncated", "error"]
 _READERS = 8
+_PARTS_AT_ONCE = 1000
 _PIECE_BYTES = 2**20
 
 
@@ -59,13 +60,11 @@ def inspect_part(store: JobStore, job_id: str, chunk: int) -> PartReport:
     """
     name = job_names(job_id).part(chunk)
     counts = RowCounts()
-    with _checked_footer(store.storage, name, store.load(job_id), store.num_rows(job_id, chunk)) as part:
-        try:
-            for batch in part.iter_batches(columns=_COUNTED_COLUMNS):
-                for row in batch.to_pylist():
-                    counts.add(row)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
-            raise PartFormatError(f"{name} is damaged: {exc}") from exc
+    record, num_rows = store.load(job_id), store.num_rows(job_id, chunk)
+    with _checked_footer(store.storage, name, record, num_rows) as part, damage_told(name):
+        for batch in part.iter_batches(columns=_COUNTED_COLUMNS):
+            for row in batch.to_pylist():
+                counts.add(row)
     size, sha256 = _digest(store.storage, name)
     return counts.report(chunk, size, sha256)
 
@@ -74,8 +73,28 @@ class FinaliseStoppedError(JobsError):
     """Whoever wanted a job finished does not want it any more; nothing has been written."""
 
 
+@dataclass
+class Verified:
+    """What is in those parts of a job that were found to be good; `errors` are the first of all rows that failed."""
+
+    parts: dict[int, PartSummary] = field(default_factory=dict)
+    errors: list[RowError] = field(default_factory=list)
+
+    def add(self, report: PartReport) -> None:
+        """Take a part for good."""
+        self.parts[report.part.index] = report.part
+        if report.errors:
+            found = [*self.errors, *report.errors]
+            self.errors = sorted(found, key=lambda error: error.index)[:MAX_LISTED_ERRORS]
+
+
 def finalise(
-    store: JobStore, job_id: str, *, read_all: bool, should_stop: Callable[[], bool] = lambda: False
+    store: JobStore,
+    job_id: str,
+    *,
+    read_all: bool,
+    should_stop: Callable[[], bool] = lambda: False,
+    verified: Verified | None = None,
 ) -> list[int]:
     """Write the manifest of a job whose parts are all there; does nothing if it is written already.
 
@@ -83,7 +102,8 @@ def finalise(
         store: where the job is.
         job_id: which job.
         read_all: whether each part is read and compared with its digest, or only its footer is.
-        should_stop: asked before each part.
+        should_stop: asked before each part is read, and before one is deleted.
+        verified: what an earlier call found to be good, which is not read again; this call adds to it.
 
     Returns:
         The chunks whose parts are missing or damaged, and have been deleted: they have to be done anew. None of them
@@ -95,21 +115,36 @@ def finalise(
     files = store.files(job_id)
     if files.manifest is not None:
         return []
-    chunks = range(files.record.num_chunks)
+    good, bad = verified or Verified(), list[int]()
 
-    def verified(chunk: int) -> PartReport | None:
+    def check(chunk: int) -> PartReport | None:
         if should_stop():
             raise FinaliseStoppedError
         return _verified(store, files.record, chunk, read_all=read_all)
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="verify") as pool:
-        reports = list(pool.map(verified, chunks))
-    bad = [chunk for chunk, report in zip(chunks, reports, strict=True) if report is None]
-    for chunk in bad:
-        store.discard_part(job_id, chunk)
+        for first in range(0, files.record.num_chunks, _PARTS_AT_ONCE):  # a job may have a million
+            some = range(first, min(first + _PARTS_AT_ONCE, files.record.num_chunks))
+            unknown = [chunk for chunk in some if chunk not in good.parts]
+            for chunk, report in zip(unknown, pool.map(check, unknown), strict=True):
+                if report is None:
+                    bad.append(chunk)
+                else:
+                    good.add(report)
+    if should_stop():
+        raise FinaliseStoppedError
     if not bad:
-        store.write_manifest(job_id, _manifest(files.record, [report for report in reports if report is not None]))
-    return bad
+        store.write_manifest(job_id, _manifest(files.record, good))
+        return []
+    return [chunk for chunk in bad if _discarded(store, files.record, chunk, check)]
+
+
+def _discarded(store: JobStore, record: JobRecord, chunk: int, check: Callable[[int], PartReport | None]) -> bool:
+    """Delete a bad part -> whether its chunk is to be done anew. It may have been done since it was looked at."""
+    if store.has_manifest(record.id) or check(chunk) is not None:
+        return False
+    store.discard_part(record.id, chunk)
+    return True
 
 
 def _verified(store: JobStore, record: JobRecord, chunk: int, *, read_all: bool) -> PartReport | None:
@@ -146,8 +181,8 @@ def _digest(storage: Storage, name: str) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _manifest(record: JobRecord, reports: list[PartReport]) -> Manifest:
-    parts = [report.part for report in reports]
+def _manifest(record: JobRecord, verified: Verified) -> Manifest:
+    parts = [verified.parts[chunk] for chunk in range(record.num_chunks)]
     return Manifest(
         job_id=record.id,
         fingerprint=record.fingerprint,
@@ -159,5 +194,5 @@ def _manifest(record: JobRecord, reports: list[PartReport]) -> Manifest:
         truncated=sum(part.truncated for part in parts),
         tokens=sum(part.tokens for part in parts),
         parts=parts,
-        errors=[error for report in reports for error in report.errors][:MAX_LISTED_ERRORS],
+        errors=verified.errors,
     )

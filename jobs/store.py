@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -44,6 +45,7 @@ from jobs.storage import Storage
 
 _R = TypeVar("_R", bound=BaseModel)
 _KNOWN_JOBS = 256
+logger = logging.getLogger(__name__)
 
 
 class JobStore:
@@ -117,11 +119,23 @@ class JobStore:
             record=record,
             starts=self._starts(job_id),
             parts=parts,
-            failures={} if manifest else self._failures(names),
+            failures={} if manifest else self._failures(names, parts),
             manifest=manifest,
             cancelled=self._read_or_none(names.cancelled, Mark) if "cancelled" in present else None,
             expired=self._read_or_none(names.expired, Mark) if "expired" in present else None,
         )
+
+    def marks(self, job_id: str) -> dict[str, datetime]:
+        """Return when each file of the job's own folder was written: `manifest.json` is one, parts are none."""
+        names = job_names(job_id)
+        found = {f"{names.folder}/{file.name}": file.modified_at for file in self.storage.files(names.folder)}
+        if names.record not in found:
+            raise JobNotFoundError(job_id)
+        return found
+
+    def has_manifest(self, job_id: str) -> bool:
+        """Whether a job has succeeded."""
+        return self.storage.size(job_names(job_id).manifest) is not None
 
     def list_ids(self, *, limit: int, after: str | None = None) -> list[str]:
         """Return up to `limit` job ids, newest first, those older than `after` if that is given."""
@@ -193,7 +207,7 @@ class JobStore:
             limit: attempts of this kind that a chunk has.
         """
         name = job_names(job_id).failure(chunk)
-        earlier = self._read_or_none(name, ChunkFailure)
+        earlier = self._failure(name)
         attempts = (earlier.attempts if earlier else 0) + (not crashed)
         crashes = (earlier.crashes if earlier else 0) + crashed
         failure = ChunkFailure(
@@ -209,7 +223,7 @@ class JobStore:
 
     def failure(self, job_id: str, chunk: int) -> ChunkFailure | None:
         """Return what went wrong with a chunk so far, if anything did."""
-        return self._read_or_none(job_names(job_id).failure(chunk), ChunkFailure)
+        return self._failure(job_names(job_id).failure(chunk))
 
     def write_manifest(self, job_id: str, manifest: Manifest) -> None:
         """Finish a job, unless it is finished already."""
@@ -318,14 +332,19 @@ class JobStore:
         checked = {json_index(file.name) for file in files}
         return {n: file.size for file in files if (n := part_index(file.name)) is not None and n in checked}
 
-    def _failures(self, names: JobNames) -> dict[int, ChunkFailure]:
-        found: dict[int, ChunkFailure] = {}
-        for file in self.storage.files(names.failures_folder):
-            chunk = json_index(file.name)
-            failure = None if chunk is None else self._read_or_none(names.failure(chunk), ChunkFailure)
-            if failure is not None:
-                found[failure.chunk] = failure
-        return found
+    def _failures(self, names: JobNames, parts: Container[int]) -> dict[int, ChunkFailure]:
+        """Return what went wrong with chunks that are not done; there may be many that went well in the end."""
+        listed = [json_index(file.name) for file in self.storage.files(names.failures_folder)]
+        read = {n: self._failure(names.failure(n)) for n in listed if n is not None and n not in parts}
+        return {chunk: failure for chunk, failure in read.items() if failure is not None}
+
+    def _failure(self, name: str) -> ChunkFailure | None:
+        """Return what a file says of a failure. One that cannot be read counts for nothing: it holds no rows."""
+        try:
+            return self._read_or_none(name, ChunkFailure)
+        except RecordFormatError as exc:
+            logger.error("attempts are counted anew: %s", exc)  # noqa: TRY400 - the message says it all
+            return None
 
     def _read_or_none(self, name: str, kind: type[_R]) -> _R | None:
         try:

@@ -15,7 +15,7 @@ from jobs.parts import EncodedRow, PartHeader, PartWriter
 from jobs.records import JobRecord, PartReport, Prompt
 from jobs.results import DigestingFile, inspect_part
 from jobs.store import JobStore
-from worker.errors import FingerprintMismatchError, HandedBackError
+from worker.errors import DeviceLostError, FingerprintMismatchError, HandedBackError
 from worker.recall import EncodedPrompt, PendingPrompt, Recall, Results
 from worker.rows import to_numpy
 
@@ -65,6 +65,7 @@ class ChunkEncoder:
             JobNotFoundError: the job has been deleted.
             FingerprintMismatchError: the job was made for another encoder.
             ChunkStoppedError: `watch` said so, or the engine is closed; nothing has been written.
+            DeviceLostError: the device failed while prompts of the chunk were waiting for it or on it.
             StorageError: the storage failed.
         """
         store, encoder = self.store, self.engine.encoder
@@ -77,20 +78,22 @@ class ChunkEncoder:
                 f"the job was made for the encoder {record.fingerprint}, this worker runs {encoder.fingerprint} "
                 f"({encoder.model})"
             )
-        report = self._found(job_id, chunk)
+        report = self._found(job_id, chunk, watch)
         if report is None:
             self._check_space(record)
             report = self._write(record, chunk, watch)
         store.count_part(job_id, report)
 
-    def _found(self, job_id: str, chunk: int) -> PartReport | None:
+    def _found(self, job_id: str, chunk: int, watch: Watch) -> PartReport | None:
         """Check a part that somebody wrote who died before it counted."""
         try:
             return inspect_part(self.store, job_id, chunk)
         except FileNotFoundError:
             return None
         except PartFormatError:
-            self.store.discard_part(job_id, chunk)
+            watch.check()  # if this process slept meanwhile, somebody else may have written a good one
+            if not self.store.has_part(job_id, chunk):
+                self.store.discard_part(job_id, chunk)
             return None
 
     def _check_space(self, record: JobRecord) -> None:
@@ -132,7 +135,9 @@ class ChunkEncoder:
             while pending:
                 yield from self._results(record, pending[0], watch)
                 pending.popleft()
-        except (EngineClosedError, DeviceFailedError) as exc:
+        except DeviceFailedError as exc:
+            raise (DeviceLostError if pending else HandedBackError)(str(exc)) from exc
+        except EngineClosedError as exc:
             raise HandedBackError(str(exc)) from exc
         finally:
             for submission in pending:
@@ -159,14 +164,19 @@ class ChunkEncoder:
             try:
                 encoded = pending.result()
             except CancelledError:  # by another chunk, which had it submitted and has been put down
-                entry = self.recall.submit(record.id, [prompt])[0][0]
-                if isinstance(entry, EncodedPrompt):
-                    return entry
-                pending = entry
-            else:
-                if record.deduplicate:
-                    self.recall.remember(record.id, prompt, encoded)
-                return encoded
+                return self._again(record, prompt, watch)
+            if record.deduplicate:
+                self.recall.remember(record.id, prompt, encoded)
+            return encoded
+
+    def _again(self, record: JobRecord, prompt: str, watch: Watch) -> EncodedPrompt:
+        """Have one prompt encoded, whose future was another chunk's."""
+        (entry,), future = self.recall.submit(record.id, [prompt])
+        try:
+            return entry if isinstance(entry, EncodedPrompt) else self._await(record, prompt, entry, watch)
+        finally:
+            future.cancel()  # has no effect if it is done
+            self.recall.forget(record.id, [prompt], future)
 
 
 @dataclass(frozen=True, eq=False)

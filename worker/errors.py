@@ -5,7 +5,8 @@ WorkerError
 │   ├── HandedBackError            the worker is stopping; the chunk goes back to the queue
 │   ├── JobCancelledError          the job is to be stopped, or has been deleted
 │   └── LeaseLostError             another worker has taken the chunk over
-└── FingerprintMismatchError       the job was made for another encoder than this worker's
+├── FingerprintMismatchError       the job was made for another encoder than this worker's
+└── DeviceLostError                the device failed while it worked on the chunk, perhaps because of it
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class LeaseLostError(ChunkStoppedError):
 
 class FingerprintMismatchError(WorkerError):
     """The job was made for another encoder than this worker's, whose rows would not fit the others."""
+
+
+class DeviceLostError(WorkerError):
+    """The device failed while it worked on the chunk: this worker is as good as dead, perhaps of the chunk."""

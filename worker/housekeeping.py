@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -43,13 +44,25 @@ class Housekeeper:
             logger.info("job %s: removed what an upload that was cut off has left", job_id)
             self.store.storage.delete_folder(names.folder)
 
+    def keeps(self, job_id: str, marks: Mapping[str, datetime]) -> bool:
+        """Tell by a listing (`JobStore.marks`) whether a job has ended, and nothing is to be deleted of it yet."""
+        names = job_names(job_id)
+        ended_at = marks.get(names.manifest) or marks.get(names.cancelled)
+        return ended_at is not None and names.expired not in marks and not self._is_over(ended_at)
+
     def expire(self, job_id: str, files: JobFiles) -> bool:
         """Delete the results of a finished job if its time is up -> whether they are gone."""
-        status = files.status()
-        finished_at = files.finished_at(status)
-        if status is not JobStatus.EXPIRED:
-            if self.retention is None or finished_at is None or datetime.now(UTC) - finished_at < self.retention:
+        if files.status() is not JobStatus.EXPIRED:
+            # Once more: a job of many chunks takes long to read, and somebody may have had it retried since.
+            if not (self._has_expired(files) and self._has_expired(self.store.files(job_id))):
                 return False
             logger.info("job %s: its results have expired", job_id)
         self.store.expire(job_id)
         return True
+
+    def _has_expired(self, files: JobFiles) -> bool:
+        finished_at = files.finished_at(files.status())
+        return finished_at is not None and self._is_over(finished_at)
+
+    def _is_over(self, finished_at: datetime) -> bool:
+        return self.retention is not None and datetime.now(UTC) - finished_at >= self.retention

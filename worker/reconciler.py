@@ -23,6 +23,7 @@ from jobs import keys
 from jobs.errors import JobNotFoundError, JobsError
 from jobs.layout import JOBS, is_job_id
 from jobs.messages import ChunkMessage, JobEvent
+from jobs.progress import JobFiles
 from jobs.queue import publish_chunks, waiting_chunks
 from jobs.records import JobRecord, WorkerPresence
 from jobs.store import JobStore
@@ -31,12 +32,15 @@ from worker.finisher import Finisher
 from worker.housekeeping import Housekeeper
 from worker.leases import Lease, Leases
 from worker.notes import JobNotes
-from worker.schedule import Schedule, pause_s
+from worker.schedule import Schedule, pause_s, shares
 
 logger = logging.getLogger(__name__)
 _SCAN_EVERY_S = 30.0
 # Of the time, at most: large jobs take long to list.
 _SCAN_SHARE = 0.05
+# A scan of many jobs goes on in slices: those that are at work do not wait for it.
+_SCAN_SLICE_S = 0.5
+_SCAN_PAUSE_S = 0.01
 # A finished job is looked at again only so often: it changes by `retry` and by time.
 _FINISHED_JOBS_EVERY_S = 300.0
 _LONGEST_WAIT_S = 1.0
@@ -66,8 +70,11 @@ class _Knowledge:
 
     active: dict[str, _ActiveJob] = field(default_factory=dict)
     finished: dict[str, float] = field(default_factory=dict)  # -> when to look at it again
+    expired: set[str] = field(default_factory=set)  # of which nothing is left to delete
     encoders: set[str] = field(default_factory=set)  # fingerprints that living workers have loaded
     num_workers: int = 1
+    to_scan: list[str] = field(default_factory=list)  # the next one last
+    scan_s: float = 0.0
     next_scan: float = 0.0
     next_search: float = 0.0
 
@@ -117,7 +124,7 @@ class Reconciler:
         self._lease_s = lease_s
         self._chunk_crashes = chunk_crashes
         self._stopping = stopping
-        self._finisher = Finisher(store, read_all=read_all, stopping=stopping)
+        self._read_all = read_all
 
     def run(self) -> None:
         """Lead whenever nobody else does, until the worker stops."""
@@ -141,66 +148,91 @@ class Reconciler:
     def _lead(self, lease: Lease) -> None:
         logger.info("reconciling")
         known = _Knowledge()
-        while not self._stopping.is_set():
-            if lease.lost:
-                raise _NotLeadingError
-            now = time.monotonic()
-            if now >= known.next_scan:
+
+        def should_stop() -> bool:
+            return self._stopping.is_set() or lease.lost
+
+        with Finisher(self._store, read_all=self._read_all, should_stop=should_stop) as finisher:
+            while not self._stopping.is_set():
+                if lease.lost:
+                    raise _NotLeadingError
+                now = time.monotonic()
                 self._scan(known, now)
-                took_s = time.monotonic() - now
-                known.next_scan = now + max(_SCAN_EVERY_S, took_s / _SCAN_SHARE)
-            self._note_events(known, wait_s=min(_LONGEST_WAIT_S, self._search_every_s))
-            if now >= known.next_search:
-                known.next_search = now + self._search_every_s
-                self._find_lost(known)
-                self._see_workers(known)
-            self._finish(known)
-            self._send(known)
+                wait_s = min(_LONGEST_WAIT_S, self._search_every_s)
+                self._note_events(known, _SCAN_PAUSE_S if known.to_scan else wait_s)
+                if now >= known.next_search:
+                    known.next_search = now + self._search_every_s
+                    self._find_lost(known)
+                    self._see_workers(known)
+                self._finish(known, finisher)
+                self._send(known)
 
     # What the files say.
 
     def _scan(self, known: _Knowledge, now: float) -> None:
-        """Look at all jobs."""
-        with _tolerated("look for jobs"):
-            found = {name for name in self._store.storage.folders(JOBS) if is_job_id(name)}
-            for gone in known.active.keys() - found:
-                del known.active[gone]
-            known.finished = {job_id: again for job_id, again in known.finished.items() if job_id in found}
-            for job_id in sorted(found):
-                if self._stopping.is_set():
-                    return
-                if known.finished.get(job_id, 0.0) <= now:
-                    self._look_at(known, job_id)
+        """Go on looking at all jobs: the newest first, since old ones have mostly finished."""
+        if not known.to_scan:
+            if now < known.next_scan:
+                return
+            known.scan_s = 0.0
+            with _tolerated("look for jobs"):
+                self._list(known, now)
+        while known.to_scan and not self._stopping.is_set():
+            self._look_at(known, known.to_scan.pop())
+            if time.monotonic() - now > _SCAN_SLICE_S:
+                break
+        known.scan_s += time.monotonic() - now
+        if not known.to_scan:
+            known.next_scan = now + max(_SCAN_EVERY_S, known.scan_s / _SCAN_SHARE)
+
+    def _list(self, known: _Knowledge, now: float) -> None:
+        """Find out which jobs there are, and which of them to look at."""
+        found = {name for name in self._store.storage.folders(JOBS) if is_job_id(name)}
+        for gone in known.active.keys() - found:
+            del known.active[gone]
+        known.finished = {job_id: again for job_id, again in known.finished.items() if job_id in found}
+        known.expired &= found
+        known.to_scan = sorted(job_id for job_id in found if known.finished.get(job_id, 0.0) <= now)
 
     def _look_at(self, known: _Knowledge, job_id: str) -> None:
         """Learn from a job's files what there is to do."""
         known.finished.pop(job_id, None)
         with _tolerated(f"look at job {job_id}"):
             try:
-                files = self._store.files(job_id)
+                marks = self._store.marks(job_id)
+                self._housekeeper.remove_unfinished(job_id)
+                # Most jobs have ended long ago, which one listing tells.
+                has_ended = job_id in known.expired or self._housekeeper.keeps(job_id, marks)
+                files = None if has_ended else self._store.files(job_id)
             except JobNotFoundError:
                 known.active.pop(job_id, None)
                 self._housekeeper.remove_abandoned(job_id)
                 return
-            self._housekeeper.remove_unfinished(job_id)
-            if files.status().is_final:
-                known.active.pop(job_id, None)
-                self._housekeeper.expire(job_id, files)
-                begun = self._notes.begun(job_id)
-                for chunk in (dead := self._without_worker(job_id, begun)):
-                    self._notes.put_down(job_id, chunk)
-                # A worker that still puts a chunk down may die of it.
-                pause = _SCAN_EVERY_S if begun - dead else _FINISHED_JOBS_EVERY_S
-                known.finished[job_id] = time.monotonic() + pause
-                return
-            is_new = job_id not in known.active
-            job = known.active.setdefault(job_id, _ActiveJob(files.record, Schedule(files.record.num_chunks)))
-            job.schedule.learn(files.parts, [failure.chunk for failure in files.given_up])
-            if is_new:  # its workers may have died before this one led
-                dead = self._without_worker(job_id, self._notes.begun(job_id))
-                # Once more: one that was put down meanwhile has no worker either.
-                for chunk in sorted(dead & self._notes.begun(job_id)):
-                    self._recover(job, chunk, begun=True)
+            if files is None:
+                self._note_finished(known, job_id)
+            elif files.status().is_final:
+                if self._housekeeper.expire(job_id, files):
+                    known.expired.add(job_id)
+                self._note_finished(known, job_id)
+            else:
+                self._note_active(known, files)
+
+    def _note_finished(self, known: _Knowledge, job_id: str) -> None:
+        known.active.pop(job_id, None)
+        begun = self._notes.begun(job_id)
+        for chunk in (dead := self._without_worker(job_id, begun)):
+            self._notes.put_down(job_id, chunk)
+        # A worker that still puts a chunk down may die of it.
+        pause = _SCAN_EVERY_S if begun - dead else _FINISHED_JOBS_EVERY_S
+        known.finished[job_id] = time.monotonic() + pause
+
+    def _note_active(self, known: _Knowledge, files: JobFiles) -> None:
+        job_id = files.record.id
+        is_new = job_id not in known.active
+        job = known.active.setdefault(job_id, _ActiveJob(files.record, Schedule(files.record.num_chunks)))
+        job.schedule.learn(files.parts, [failure.chunk for failure in files.given_up])
+        if is_new:  # its workers may have died before this one led
+            self._recover_all(job, self._notes.begun(job_id))
 
     # What workers and clients say.
 
@@ -209,6 +241,7 @@ class Reconciler:
         if first is None:
             return
         others = cast("list[bytes] | None", self._redis.lpop(keys.EVENTS, _EVENTS_AT_ONCE)) or []
+        to_look_at: dict[str, None] = {}  # each once: of a job that is cancelled, every chunk under way tells
         for content in [first[1], *others]:
             try:
                 event = JobEvent.model_validate_json(content)
@@ -217,9 +250,11 @@ class Reconciler:
                 continue
             job = known.active.get(event.job_id)
             if event.chunk is None or job is None:
-                self._look_at(known, event.job_id)
+                to_look_at[event.job_id] = None
             elif 0 <= event.chunk < job.record.num_chunks:
                 self._note_chunk(job, event.chunk, event.what)
+        for job_id in to_look_at:
+            self._look_at(known, job_id)
 
     def _note_chunk(self, job: _ActiveJob, chunk: int, what: str) -> None:
         job_id, schedule = job.record.id, job.schedule
@@ -251,12 +286,21 @@ class Reconciler:
             return
         waiting = waiting_chunks(self._redis, delivered_within_s=self._lease_s)
         for job_id, job in known.active.items():
-            outstanding = {chunk for chunk in job.schedule.outstanding if (job_id, chunk) not in waiting}
-            lost = self._without_worker(job_id, outstanding)
-            begun = self._notes.begun(job_id) if lost else set()
-            with _tolerated(f"find lost chunks of job {job_id}"):
-                for chunk in sorted(lost):
-                    self._recover(job, chunk, begun=chunk in begun)
+            self._recover_all(job, {chunk for chunk in job.schedule.outstanding if (job_id, chunk) not in waiting})
+
+    def _recover_all(self, job: _ActiveJob, chunks: set[int]) -> None:
+        """Have those of `chunks` done that no living worker has."""
+        job_id = job.record.id
+        if not chunks:
+            return
+        # A worker that dies has begun before and not put down since: others begin, or put down, while this looks.
+        begun = self._notes.begun(job_id)
+        lost = self._without_worker(job_id, chunks)
+        if lost:
+            begun &= self._notes.begun(job_id)
+        for chunk in sorted(lost):
+            with _tolerated(f"recover chunk {chunk} of job {job_id}"):
+                self._recover(job, chunk, begun=chunk in begun)
 
     def _recover(self, job: _ActiveJob, chunk: int, *, begun: bool) -> None:
         job_id = job.record.id
@@ -281,13 +325,13 @@ class Reconciler:
 
     # What follows.
 
-    def _finish(self, known: _Knowledge) -> None:
+    def _finish(self, known: _Knowledge, finisher: Finisher) -> None:
         """Finish jobs whose chunks are all done; parts that turn out damaged are done anew."""
         for job_id, job in known.active.items():
             if job.schedule.complete:
-                self._finisher.begin(job_id)
-        for job_id, outcome in self._finisher.finished():
-            if isinstance(outcome, JobsError):
+                finisher.begin(job_id)
+        for job_id, outcome in finisher.finished():
+            if isinstance(outcome, Exception):
                 self._notes.trouble(job_id, str(outcome), _FINISH_AGAIN_SHOWN_S)
             elif outcome and job_id in known.active:
                 for chunk in outcome:
@@ -297,15 +341,16 @@ class Reconciler:
 
     def _send(self, known: _Knowledge) -> None:
         """Send what is due, and drop jobs that have failed."""
-        all_windows = max(_SMALLEST_WINDOW, 4 * known.num_workers * self._slots)
-        window = max(_SMALLEST_SHARE, all_windows // max(1, len(known.active)))
         for job_id, job in list(known.active.items()):
             if job.schedule.settled and not job.schedule.complete:
                 self._look_at(known, job_id)
-            elif job.record.fingerprint in known.encoders:
-                chunks = job.schedule.due(time.monotonic(), window)
-                if chunks:
-                    publish_chunks(self._app, (ChunkMessage(job_id=job_id, chunk=chunk) for chunk in chunks))
+        runnable = [job for job in known.active.values() if job.record.fingerprint in known.encoders]
+        total = max(_SMALLEST_WINDOW, 4 * known.num_workers * self._slots)
+        windows = shares([job.schedule.demand for job in runnable], total, least=_SMALLEST_SHARE)
+        for job, window in zip(runnable, windows, strict=True):
+            chunks = job.schedule.due(time.monotonic(), window)
+            if chunks:
+                publish_chunks(self._app, (ChunkMessage(job_id=job.record.id, chunk=chunk) for chunk in chunks))
 
     def _see_workers(self, known: _Knowledge) -> None:
         """Find out which encoders there are; a job for one that nobody has loaded waits for it."""

@@ -5,7 +5,7 @@ A chunk is done, given up, outstanding (in the queue or with a worker), or waits
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 _LONGEST_PAUSE_S = 60.0
@@ -39,6 +39,11 @@ class Schedule:
     def settled(self) -> bool:
         """Whether every chunk is done or given up."""
         return len(self._done) + len(self._given_up) == self.num_chunks
+
+    @property
+    def demand(self) -> int:
+        """How many chunks could be outstanding at most."""
+        return 1 if self._stall_s else self.num_chunks - len(self._done) - len(self._given_up)
 
     def learn(self, done: Iterable[int], given_up: Iterable[int]) -> None:
         """Take over what the files say. A chunk whose part has gone waits again."""
@@ -102,6 +107,15 @@ class Schedule:
     def _may_go(self, chunk: int, now: float) -> bool:
         taken = chunk in self._done or chunk in self._given_up or chunk in self.outstanding
         return not taken and self._delayed.get(chunk, 0.0) <= now
+
+
+def shares(demands: Sequence[int], total: int, *, least: int) -> list[int]:
+    """Divide `total` evenly among jobs, what one does not need among the others; each may have `least`."""
+    found, left = [0] * len(demands), total
+    for rank, position in enumerate(sorted(range(len(demands)), key=demands.__getitem__)):
+        found[position] = max(least, left // (len(demands) - rank))
+        left = max(0, left - min(found[position], demands[position]))
+    return found
 
 
 def pause_s(failures: int) -> float:

@@ -74,6 +74,7 @@ def run(settings: Settings) -> int:
             notes=notes,
             reply_redis=_connect(settings.effective_reply_url),
             chunk_attempts=settings.chunk_attempts,
+            chunk_crashes=settings.chunk_crashes,
             stopping=stopping,
             turns=Turns(),
         )

@@ -21,6 +21,7 @@ from jobs.queue import CHUNK_TASK, PREDICT_TASK
 from worker.chunks import ChunkEncoder
 from worker.errors import (
     ChunkStoppedError,
+    DeviceLostError,
     FingerprintMismatchError,
     HandedBackError,
     JobCancelledError,
@@ -50,6 +51,7 @@ class Tasks:
     notes: JobNotes
     reply_redis: Redis
     chunk_attempts: int
+    chunk_crashes: int
     stopping: threading.Event
     turns: Turns
 
@@ -156,17 +158,20 @@ class Tasks:
             self.notes.trouble(job_id, str(exc), _TROUBLE_SHOWN_S)
             return JobEvent(job_id=job_id, chunk=chunk, what="stalled")
         except Exception as exc:
-            if self.stopping.is_set():
+            # A device that fails ends its worker. If the chunk is to blame, it would go round for ever.
+            crashed = isinstance(exc, DeviceLostError)
+            if self.stopping.is_set() and not crashed:
                 raise HandedBackError(f"the worker is stopping ({type(exc).__name__}: {exc})") from exc
             logger.exception("chunk %d of job %s failed", chunk, job_id)
-            return self._note_failure(request, f"{type(exc).__name__}: {exc}")
+            return self._note_failure(request, f"{type(exc).__name__}: {exc}", crashed=crashed)
         logger.info("chunk %d of job %s is done", chunk, job_id)
         return JobEvent(job_id=job_id, chunk=chunk, what="done")
 
-    def _note_failure(self, request: ChunkMessage, error: str) -> JobEvent:
+    def _note_failure(self, request: ChunkMessage, error: str, *, crashed: bool) -> JobEvent:
         store, job_id, chunk = self.chunks.store, request.job_id, request.chunk
+        limit = self.chunk_crashes if crashed else self.chunk_attempts
         try:
-            store.note_failure(job_id, chunk, error, crashed=False, limit=self.chunk_attempts)
+            store.note_failure(job_id, chunk, error, crashed=crashed, limit=limit)
         except StorageError as exc:
             self.notes.trouble(job_id, str(exc), _TROUBLE_SHOWN_S)
             return JobEvent(job_id=job_id, chunk=chunk, what="stalled")

@@ -3,11 +3,11 @@ import io
 
 import pytest
 
-from jobs.errors import JobNotFoundError, PartFormatError
+from jobs.errors import JobNotFoundError, PartFormatError, StorageError
 from jobs.layout import job_names
 from jobs.parts import MAX_LISTED_ERRORS
 from jobs.records import JobStatus
-from jobs.results import DigestingFile, FinaliseStoppedError, finalise, inspect_part
+from jobs.results import DigestingFile, FinaliseStoppedError, Verified, finalise, inspect_part
 from tests.sample_jobs import do_chunk, make_job, write_part
 
 
@@ -126,6 +126,66 @@ def test_one_who_stops_leaves_everything_as_it_was(store, record):
     assert store.storage.read(part_name(record)) == b"rubbish"
     assert len(store.files(record.id).parts) == 3
     assert store.files(record.id).manifest is None
+
+
+class Unreadable(io.BytesIO):
+    def read(self, _size=-1):
+        raise StorageError("the disk failed")
+
+
+@pytest.fixture
+def failing(store, monkeypatch):
+    """Have a file of the storage fail while it is read, not when it is opened -> the names of files that are opened."""
+    opened, really_open = [], store.storage.open
+
+    def fail(name):
+        def open_(asked):
+            opened.append(asked)
+            return Unreadable(store.storage.read(name)) if asked == name else really_open(asked)
+
+        monkeypatch.setattr(store.storage, "open", open_)
+        return opened
+
+    return fail
+
+
+def test_a_part_that_cannot_be_read_now_is_not_taken_for_damaged(store, record, failing):
+    failing(part_name(record))
+    with pytest.raises(StorageError):
+        finalise(store, record.id, read_all=True)
+    with pytest.raises(StorageError):
+        inspect_part(store, record.id, 1)
+    assert len(store.files(record.id).parts) == 3
+
+
+def test_what_was_found_good_before_the_storage_failed_is_not_read_again(store, record, failing):
+    verified = Verified()
+    failing(part_name(record, 2))
+    with pytest.raises(StorageError):
+        finalise(store, record.id, read_all=True, verified=verified)
+    opened = failing("none")
+    opened.clear()
+    assert finalise(store, record.id, read_all=True, verified=verified) == []
+    assert set(opened) == {part_name(record, 2)}
+    assert [error.index for error in store.manifest(record.id).errors] == [5, 9]
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_bad_part_that_others_have_done_anew_meanwhile_stays(store, record, is_finished):
+    store.storage.write(part_name(record), b"rubbish")
+    asked = []
+
+    def others_are_faster():
+        asked.append(None)
+        if len(asked) == 4:  # once for each part, and once more
+            store.discard_part(record.id, 1)
+            do_chunk(store, record, 1)
+            if is_finished:
+                finalise(store, record.id, read_all=True)
+        return False
+
+    assert finalise(store, record.id, read_all=True, should_stop=others_are_faster) == []
+    assert store.has_part(record.id, 1)
 
 
 def test_an_unknown_job_cannot_be_finished(store):

@@ -3,6 +3,7 @@ import shutil
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from ulid import ULID
@@ -27,6 +28,11 @@ def test_a_file_comes_back_as_it_was_written_last(storage):
     storage.write("a/b", b"second")
     assert storage.read("a/b") == b"second"
     assert storage.size("a/b") == 6
+
+
+def test_a_disk_that_fails_while_a_file_is_read_is_a_fault_of_the_storage():
+    with LocalStorage(Path("/proc")).open("self/mem") as file, pytest.raises(StorageError, match="Input/output error"):
+        file.read(1)  # nothing lies at address 0
 
 
 def test_a_file_can_be_read_at_any_position(storage):

@@ -155,6 +155,33 @@ def test_failures_are_counted_apart_from_crashes_until_either_is_used_up(store):
     assert store.files(record.id).failures == {1: last}
 
 
+def test_failures_of_chunks_that_are_done_are_not_read(store):
+    record = make_job(store)
+    for chunk in range(2):
+        store.note_failure(record.id, chunk, "x", crashed=True, limit=9)
+    do_chunk(store, record, 0)
+    assert list(store.files(record.id).failures) == [1]
+
+
+def test_a_failure_that_cannot_be_read_is_counted_anew(store):
+    record = make_job(store)
+    store.note_failure(record.id, 0, "x", crashed=False, limit=1)
+    store.storage.write(job_names(record.id).failure(0), b"{")
+    assert store.failure(record.id, 0) is None
+    assert store.files(record.id).failures == {}
+    assert store.note_failure(record.id, 0, "y", crashed=False, limit=2).attempts == 1
+
+
+def test_one_listing_tells_which_marks_a_job_has(store):
+    record = make_job(store)
+    store.cancel(record.id)
+    own = job_names(record.id)
+    assert set(store.marks(record.id)) == {own.record, own.chunks, own.cancelled}
+    store.storage.delete(own.record)
+    with pytest.raises(JobNotFoundError):
+        store.marks(record.id)
+
+
 def test_two_that_finish_a_job_keep_the_first_manifest(store):
     record = make_job(store, count=1)
     finish(store, record)

@@ -12,8 +12,9 @@ from jobs.errors import JobNotFoundError, PartFormatError, StorageFullError
 from jobs.layout import job_names
 from jobs.results import finalise
 from tests.sample_jobs import make_job as make_foreign_job
+from tests.support import wait_for
 from worker.chunks import ChunkEncoder
-from worker.errors import FingerprintMismatchError, HandedBackError, JobCancelledError
+from worker.errors import DeviceLostError, FingerprintMismatchError, HandedBackError, JobCancelledError
 from worker.recall import Recall
 
 
@@ -154,6 +155,20 @@ def test_an_engine_that_is_closed_hands_the_chunk_back(store, encoder, make_job)
     assert store.storage.files(job_names(record.id).parts_folder) == []
 
 
+def test_a_device_that_fails_under_a_chunk_is_told_apart_from_one_that_had_failed_before(
+    store, encoder, forwards, make_job
+):
+    record = make_job(count=4)
+    forwards.fault = lambda _texts: RuntimeError("illegal address")  # a known-good prompt fails as well
+    with Engine(encoder) as engine:
+        chunks = ChunkEncoder(store, engine, Recall(engine, 0))
+        with pytest.raises(DeviceLostError, match="illegal address"):
+            chunks.encode(record.id, 0, Watch())
+        with pytest.raises(HandedBackError):
+            chunks.encode(record.id, 0, Watch())
+    assert store.storage.files(job_names(record.id).parts_folder) == []
+
+
 def test_the_job_of_another_encoder_is_refused(chunks, store):
     record = make_foreign_job(store)
     with pytest.raises(FingerprintMismatchError, match=f"this worker runs {chunks.engine.encoder.fingerprint}"):
@@ -232,6 +247,43 @@ def test_a_chunk_that_waits_for_the_rows_of_one_that_is_stopped_gets_them_all_th
     assert outcome == ["0 stopped", "1 done"]
     for rows, want in zip(own_rows(store, record, 1), encoder.encode(texts), strict=True):
         np.testing.assert_allclose(rows.reshape(want.own_rows.shape), want.own_rows, rtol=1e-4, atol=1e-4)
+
+
+def test_chunks_that_are_stopped_one_after_the_other_leave_no_prompt_under_way(chunks, engine, forwards, make_job):
+    record, under_way = make_job(texts=["shared"] * 2, chunk_rows=1), chunks.recall._under_way
+    stop = threading.Event(), threading.Event()
+
+    class Stoppable(Watch):
+        def __init__(self, stop):
+            super().__init__()
+            self.checks, self._stop = 0, stop
+
+        def check(self):
+            self.checks += 1
+            if self._stop.is_set():
+                raise JobCancelledError
+
+    def encode(chunk, watch):
+        with pytest.raises(JobCancelledError):
+            chunks.encode(record.id, chunk, watch)
+
+    def future():
+        return [pending.future for pending in under_way.values()]
+
+    watches = [Stoppable(each) for each in stop]
+    threads = [threading.Thread(target=encode, args=each) for each in enumerate(watches)]
+    with forwards.held(engine):
+        threads[0].start()
+        wait_for(future)
+        first = future()
+        threads[1].start()
+        wait_for(lambda: watches[1].checks > 3)  # it waits for the rows of the first
+        stop[0].set()
+        wait_for(lambda: future() and future() != first)  # and has the prompt submitted again
+        stop[1].set()
+        for thread in threads:
+            thread.join(60)
+        assert under_way == {}
 
 
 def test_of_two_workers_with_the_same_chunk_the_first_to_finish_wins(chunks, store, engine, make_job):

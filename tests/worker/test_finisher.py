@@ -26,7 +26,8 @@ def stopping():
 
 @pytest.fixture
 def finisher(store, stopping):
-    return Finisher(store, read_all=True, stopping=stopping)
+    with Finisher(store, read_all=True, should_stop=stopping.is_set) as running:
+        yield running
 
 
 def outcomes(finisher, count=1):
@@ -73,9 +74,33 @@ def test_a_job_that_cannot_be_checked_is_named_with_the_reason_and_tried_again_l
     assert len(outcomes(finisher)) == 1
 
 
-def test_a_worker_that_stops_finishes_nothing(finisher, store, record, stopping):
+def test_one_that_is_to_stop_finishes_nothing(finisher, store, record, stopping):
     stopping.set()
     finisher.begin(record.id)
-    wait_for(lambda: all(future.done() for future in finisher._under_way.values()))
-    assert list(finisher.finished()) == []
+    assert outcomes(finisher) == [(record.id, [])]
     assert store.files(record.id).status() == JobStatus.RUNNING
+
+
+def test_a_job_that_is_cancelled_meanwhile_is_not_finished(finisher, store, record, monkeypatch):
+    monkeypatch.setattr("worker.finisher._LOOK_FOR_CANCEL_EVERY_S", 0.0)
+    store.cancel(record.id)
+    finisher.begin(record.id)
+    assert outcomes(finisher) == [(record.id, [])]
+    assert store.files(record.id).status() == JobStatus.CANCELLED
+
+
+def test_a_fault_that_nobody_expects_ends_no_other_job(finisher, store, record, monkeypatch):
+    other, report = make_job(store, count=1), store.report
+    do_chunk(store, other, 0)
+
+    def failing(job_id, chunk):
+        if job_id == record.id:
+            raise ZeroDivisionError
+        return report(job_id, chunk)
+
+    monkeypatch.setattr(store, "report", failing)
+    finisher.begin(record.id)
+    finisher.begin(other.id)
+    found = dict(outcomes(finisher, 2))
+    assert isinstance(found[record.id], ZeroDivisionError)
+    assert found[other.id] == []

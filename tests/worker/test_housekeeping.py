@@ -70,6 +70,27 @@ def test_a_job_that_is_not_finished_never_expires(store):
     assert store.has_part(record.id, 0)
 
 
+def test_one_listing_tells_of_a_job_that_has_ended_whether_there_is_anything_to_do(store, finished):
+    running, cancelled = make_job(store), make_job(store)
+    store.cancel(cancelled.id)
+
+    def keeps(record, retention):
+        return housekeeper(store, retention=retention).keeps(record.id, store.marks(record.id))
+
+    for record, has_ended in ((finished, True), (cancelled, True), (running, False)):
+        assert keeps(record, None) == keeps(record, HOUR) == has_ended
+        assert not keeps(record, timedelta(0))
+    store.expire(finished.id)
+    assert not keeps(finished, None)
+
+
+def test_a_job_that_was_retried_since_its_files_were_read_does_not_expire(store, finished):
+    files = store.files(finished.id)
+    store.retry(finished.id)
+    assert not housekeeper(store, retention=timedelta(0)).expire(finished.id, files)
+    assert store.has_part(finished.id, 0)
+
+
 def test_what_an_interrupted_expiry_left_is_deleted(store, finished):
     mark = Mark(at=datetime.now(UTC))
     store.storage.write(job_names(finished.id).expired, mark.model_dump_json().encode())

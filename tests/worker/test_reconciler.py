@@ -126,6 +126,44 @@ def test_jobs_share_the_queue(reconcile, redis, store):
     wait_for_chunks(redis, second, range(WINDOW // 2))
 
 
+def test_a_job_that_cannot_run_takes_nothing_from_one_that_can(reconcile, redis, store):
+    for _ in range(20):
+        make_job(store, count=40, chunk_rows=1, encoder=INFO.model_copy(update={"fingerprint": "f" * 16}))
+    record = make_job(store, count=40, chunk_rows=1)
+    reconcile()
+    wait_for_chunks(redis, record, range(WINDOW))
+
+
+def test_a_new_job_is_sent_while_many_old_ones_are_still_to_be_looked_at(reconcile, redis, store, monkeypatch):
+    monkeypatch.setattr("worker.reconciler._SCAN_SLICE_S", 0.0)  # one at a time
+    held, look = threading.Event(), JobStore.marks
+    oldest, *_, newest = (make_job(store) for _ in range(5))
+
+    def marks(self, job_id):
+        assert job_id != oldest.id or held.wait(60)
+        return look(self, job_id)
+
+    monkeypatch.setattr(JobStore, "marks", marks)
+    reconcile()
+    wait_for_chunks(redis, newest, range(3))
+    assert waiting(redis, oldest) == []
+    held.set()
+    wait_for_chunks(redis, oldest, range(3))
+
+
+def test_a_job_of_which_many_chunks_tell_at_once_is_looked_at_once(reconcile, redis, store, notes, monkeypatch):
+    looked, look = [], JobStore.marks
+    monkeypatch.setattr(JobStore, "marks", lambda self, job_id: looked.append(job_id) or look(self, job_id))
+    record = make_job(store)
+    store.cancel(record.id)
+    redis.rpush(keys.EVENTS, *[JobEvent(job_id=record.id).model_dump_json()] * 50)
+    reconcile(search_every_s=NEVER_S)
+    other = make_job(store)
+    notes.tell(JobEvent(job_id=other.id))
+    wait_for_chunks(redis, other, range(3))
+    assert looked.count(record.id) <= 2  # when it began to lead, and then for all that was told
+
+
 def test_a_job_that_is_told_of_is_sent_at_once(reconcile, redis, store, notes):
     reconcile(search_every_s=NEVER_S)
     wait_for(lambda: redis.exists(keys.RECONCILER))

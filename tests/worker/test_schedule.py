@@ -1,9 +1,9 @@
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from worker.schedule import Schedule, pause_s
+from worker.schedule import Schedule, pause_s, shares
 
 WINDOW = 3
 
@@ -100,6 +100,29 @@ def test_a_chunk_that_is_put_back_before_its_turn_is_sent_once():
 @pytest.mark.parametrize(("failures", "seconds"), [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (2000, 60)])
 def test_the_more_attempts_failed_the_longer_is_the_pause(failures, seconds):
     assert pause_s(failures) == seconds
+
+
+@pytest.mark.parametrize(
+    ("demands", "total", "windows"),
+    [
+        ([], 16, []),
+        ([100], 16, [16]),
+        ([100, 100], 16, [8, 8]),
+        ([100, 1, 100], 16, [7, 5, 8]),
+        ([0, 100], 16, [8, 16]),
+        ([3, 3, 3], 4, [2, 2, 2]),
+        ([9] * 40, 16, [2] * 40),
+    ],
+)
+def test_what_one_job_does_not_need_goes_to_the_others(demands, total, windows):
+    assert shares(demands, total, least=2) == windows
+
+
+@given(st.lists(st.integers(0, 50), max_size=8), st.integers(1, 64))
+def test_nothing_is_left_over_that_somebody_needs(demands, total):
+    windows = shares(demands, total, least=1)
+    used = sum(min(window, demand) for window, demand in zip(windows, demands, strict=True))
+    assert used >= min(total, sum(demands))
 
 
 class ScheduleMachine(RuleBasedStateMachine):

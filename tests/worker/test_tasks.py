@@ -6,8 +6,8 @@ import pytest
 from celery.exceptions import Reject
 from ulid import ULID
 
+from encoder import Engine
 from jobs import keys
-from jobs.errors import RecordFormatError
 from jobs.layout import job_names
 from jobs.messages import JobEvent, PredictFailure, PredictReply, unpack_reply
 from jobs.storage import open_storage
@@ -39,6 +39,7 @@ def tasks(engine, store, redis, stopping):
             notes=JobNotes(redis),
             reply_redis=redis,
             chunk_attempts=2,
+            chunk_crashes=3,
             stopping=stopping,
             turns=Turns(),
         )
@@ -319,11 +320,25 @@ def test_a_chunk_whose_storage_does_not_answer_waits_and_is_not_to_blame(tasks, 
     assert b"s3://bucket/silent/jobs/" in redis.get(keys.trouble(job_id))
 
 
-def test_a_failure_record_that_cannot_be_read_keeps_no_lease(tasks, redis, store, make_job):
+def test_a_failure_record_that_cannot_be_read_holds_no_chunk_up(tasks, redis, store, make_job):
     record = make_job()
     store.storage.write(job_names(record.id).failure(0), b"rubbish")
-    with pytest.raises(RecordFormatError):
-        run(tasks, record)
+    run(tasks, record)
+    assert store.has_part(record.id, 0)
+    assert at_rest(redis, record)
+
+
+def test_a_chunk_that_the_device_fails_of_is_a_crash_and_does_not_go_back_to_the_queue(
+    tasks, redis, store, encoder, forwards, make_job
+):
+    record = make_job()
+    forwards.fault = lambda _texts: RuntimeError("illegal address")
+    with Engine(encoder) as engine:
+        run(replace(tasks, chunks=ChunkEncoder(store, engine, Recall(engine, 0))), record)
+    failure = store.failure(record.id, 0)
+    assert (failure.attempts, failure.crashes, failure.gave_up) == (0, 1, False)
+    assert "illegal address" in failure.error
+    assert events(redis) == [(0, "failed")]
     assert at_rest(redis, record)
 
 

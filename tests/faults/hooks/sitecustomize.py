@@ -33,8 +33,21 @@ def _fault(path: object) -> OSError:
     return OSError(errno.EIO, os.strerror(errno.EIO), path)
 
 
+class _CheckedReads(io.FileIO):
+    """A file that was opened before the fault, and is read under it."""
+
+    def readinto(self, buffer):
+        if _said("failing") == "reads and writes":
+            raise _fault(self.name)
+        return super().readinto(buffer)
+
+
+def _is_stored(path: object) -> bool:
+    return isinstance(path, str | os.PathLike) and os.fspath(path).startswith(STORAGE)
+
+
 def _check(path: object, *, writes: bool) -> None:
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(STORAGE):
+    if not _is_stored(path):
         return
     if os.fspath(path) == _said("deadly"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -43,9 +56,11 @@ def _check(path: object, *, writes: bool) -> None:
         raise _fault(path)
 
 
-def _checked_io_open(file, mode="r", *args, **options):
+def _checked_io_open(file, mode="r", buffering=-1, *args, **options):
     _check(file, writes=set(mode) & set("wax+") != set())
-    return _io_open(file, mode, *args, **options)
+    if mode == "rb" and buffering == 0 and _is_stored(file):
+        return _CheckedReads(file)
+    return _io_open(file, mode, buffering, *args, **options)
 
 
 def _checked_os_open(path, flags, *args, **options):
