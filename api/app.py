@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from api import problems
+from api.jobrequest import JobRequest
 from api.limits import BodyLimit
 from api.routes import jobs, predict, service
 from api.services import open_services
@@ -25,7 +26,7 @@ class _Application(FastAPI):
         document = super().openapi()
         if "JobRequest" in document["components"]["schemas"]:  # FastAPI makes the document once
             return document
-        schema = jobs.JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= {**schema.pop("$defs"), "JobRequest": schema}
         return document
 

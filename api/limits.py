@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.media_types import essence
@@ -24,9 +25,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        limit = self._limit(scope["path"], headers.get(b"content-type", b""))
-        declared = headers.get(b"content-length", b"")
+        headers = Headers(scope=scope)  # of a header that is there twice, the first counts, as for the routes
+        limit = self._limit(scope["path"], headers.get("content-type"))
+        declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             await respond(_too_large(int(declared), limit))(scope, receive, send)
             return
@@ -42,8 +43,8 @@ class BodyLimit:
 
         await self._app(scope, counted, send)
 
-    def _limit(self, path: str, content_type: bytes) -> int:
-        is_json = essence(content_type.decode("latin-1")) in {"application/json", ""}
+    def _limit(self, path: str, content_type: str | None) -> int:
+        is_json = essence(content_type) in {"application/json", ""}
         return self._json_max_bytes if is_json or path != "/jobs" else self._upload_max_bytes
 
 

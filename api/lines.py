@@ -27,6 +27,8 @@ def read_lines(file: IO[bytes], *, max_bytes: int, max_chars: int) -> Iterator[s
             )
         try:
             # "utf-8-sig" drops the byte order mark that some editors write at the very beginning.
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as exc:
             raise invalid(f"line {number}", line[:100], f"must be UTF-8 ({exc.reason} at byte {exc.start})") from exc
+        if text:  # a file of nothing but that mark has no line
+            yield text

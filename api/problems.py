@@ -7,9 +7,11 @@ Problem                 any HTTP error with a stable type
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -80,6 +82,14 @@ def invalid_all(errors: Sequence[Mapping[str, Any]]) -> Problem:
     return Problem(422, "invalid-request", detail, field=listed[0]["field"], errors=listed)
 
 
+def first_unknown_only(value: object, known: Collection[str]) -> object:
+    """Return an object without its unknown fields but one; pydantic makes an error of each, and one will do."""
+    if not isinstance(value, dict):
+        return value
+    unknown = islice((name for name in value if name not in known), 1)
+    return {name: value[name] for name in (*known, *unknown) if name in value}
+
+
 def _describe(error: Mapping[str, Any]) -> dict[str, str]:
     place = [part for part in error["loc"] if part != "body"]
     message = error["msg"].removeprefix("Value error, ")
@@ -126,7 +136,14 @@ def respond(problem: Problem) -> Response:
         "detail": problem.detail,
         **problem.members,
     }
-    return Response(orjson.dumps(document), problem.status_code, problem.headers, MEDIA_TYPE)
+    return Response(_as_json(document), problem.status_code, problem.headers, MEDIA_TYPE)
+
+
+def _as_json(document: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except TypeError:  # half a surrogate pair, from a file's name, say: UTF-8 has none
+        return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
 
 
 async def _http_error(_request: Request, exc: Exception) -> Response:

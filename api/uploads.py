@@ -14,7 +14,7 @@ from api.csvfile import read_csv
 from api.lines import read_lines
 from api.media_types import essence
 from api.parquetfile import read_parquet
-from api.problems import Problem, invalid, invalid_all
+from api.problems import Problem, first_unknown_only, invalid, invalid_all
 from jobs.records import Prompt, StrictRecord
 
 ID_MAX_CHARS = 512
@@ -46,7 +46,7 @@ def _as_entry(value: object) -> object:
         return {"prompt": value}
     if not isinstance(value, dict):
         raise ValueError("must be a string or an object with 'prompt' and perhaps 'id'")  # noqa: TRY004 - for pydantic
-    return value
+    return first_unknown_only(value, PromptEntry.model_fields)
 
 
 Entry = Annotated[PromptEntry, BeforeValidator(_as_entry, json_schema_input_type=str | PromptEntry)]
@@ -112,7 +112,7 @@ def _prompt(id_: str | None, text: str, index: int, field: str, max_chars: int) 
 def _rows(file: IO[bytes], kind: PromptFile, max_chars: int) -> Iterator[tuple[int, str | None, str]]:
     """Yield the number of a line or row, its id if it has one, and its prompt; of any length."""
     if kind is PromptFile.PARQUET:
-        return read_parquet(file, max_chars=max_chars)
+        return read_parquet(file, value_max_bytes=4 * max(max_chars, ID_MAX_CHARS), max_chars=max_chars)
     # A character takes up to 4 bytes of UTF-8, and up to 12 as a JSON escape; what is left is for what is around it.
     max_bytes = 12 * (max_chars + ID_MAX_CHARS) + 1024
     lines = read_lines(file, max_bytes=max_bytes, max_chars=max_chars)

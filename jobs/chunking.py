@@ -31,22 +31,30 @@ class Sizes:
         max_own_rows: rows that a prompt can have of its own.
         stored_rows: rows that are stored of each prompt, or None if that depends on its length.
         row_bytes: of one stored row.
+        constant_bytes: of the rows that all prompts share, which each part stores in its header.
     """
 
     max_own_rows: int
     stored_rows: int | None
     row_bytes: int
+    constant_bytes: int
 
     @classmethod
     def of(cls, encoder: EncoderInfo, layout: Literal["own_rows", "dense"], dtype: DtypeName) -> Self:
         """Return the sizes for an encoder and the options of a job."""
         max_own_rows = encoder.max_length - encoder.num_prefix_tokens
         always = encoder.max_length if layout == "dense" else max_own_rows if encoder.padding_side == "right" else None
+        embedding_bytes = encoder.embed_dim * DTYPES[dtype].itemsize
         return cls(
             max_own_rows=max_own_rows,
             stored_rows=always,
-            row_bytes=encoder.embed_dim * DTYPES[dtype].itemsize + _TEXT_IDS_BYTES,
+            row_bytes=embedding_bytes + _TEXT_IDS_BYTES,
+            constant_bytes=(encoder.num_prefix_tokens + 1) * embedding_bytes * 4 // 3,  # prefix and pad row, in base64
         )
+
+    def stored_bytes(self, num_rows: int, num_parts: int) -> int:
+        """Return about how many bytes `num_rows` stored rows take in `num_parts` parts."""
+        return num_rows * self.row_bytes + num_parts * self.constant_bytes
 
     def rows(self, prompt: str) -> int:
         """Return about how many rows are stored of a prompt."""

@@ -39,7 +39,7 @@ def create_job(
     free_bytes = storage.free_bytes()
     room_bytes = None if free_bytes is None else max(0, free_bytes - reserve_bytes)
     try:
-        starts, num_rows = _write_chunks(storage, names, cut(prompts, sizes, limits), sizes.row_bytes, room_bytes)
+        starts, num_rows = _write_chunks(storage, names, cut(prompts, sizes, limits), sizes, room_bytes)
         record = JobRecord(
             id=job_id,
             created_at=created_at,
@@ -48,7 +48,7 @@ def create_job(
             chunk_rows=limits.prompts,
             chunk_tokens=limits.tokens,
             deduplicate=options.deduplicate,
-            estimated_bytes=num_rows * sizes.row_bytes,
+            estimated_bytes=sizes.stored_bytes(num_rows, len(starts) - 1),
             dtype=dtype,
             layout=options.layout,
             compression=options.compression,
@@ -68,7 +68,7 @@ def create_job(
 
 
 def _write_chunks(
-    storage: Storage, names: JobNames, chunks: Iterator[Chunk], row_bytes: int, room_bytes: int | None
+    storage: Storage, names: JobNames, chunks: Iterator[Chunk], sizes: Sizes, room_bytes: int | None
 ) -> tuple[list[int], int]:
     """Write the prompts -> the position of each chunk's first, and of the end; rows to be stored of all."""
     starts, num_rows = [0], 0
@@ -78,8 +78,9 @@ def _write_chunks(
             for chunk in chunks:
                 starts.append(chunk.start + len(chunk.prompts))
                 num_rows += chunk.rows
-                if room_bytes is not None and num_rows * row_bytes > room_bytes:
-                    raise NotEnoughSpaceError(num_rows * row_bytes, room_bytes)  # noqa: TRY301 - what waits is for nothing then
+                needed_bytes = sizes.stored_bytes(num_rows, chunk.index + 1)
+                if room_bytes is not None and needed_bytes > room_bytes:
+                    raise NotEnoughSpaceError(needed_bytes, room_bytes)  # noqa: TRY301 - what waits is for nothing then
                 pending.append(pool.submit(_write_chunk, storage, names.prompts(chunk.index), chunk))
                 if len(pending) > 2 * _WRITERS:
                     pending.popleft().result()

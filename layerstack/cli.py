@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -55,7 +56,8 @@ def _fail(message: str) -> NoReturn:
 
 
 def _say(message: str, style: str | None = None) -> None:
-    _err.print(message, style=style, markup=False, soft_wrap=True)
+    with suppress(OSError):  # the terminal has been closed, say: what is being done goes on, or ends in order
+        _err.print(message, style=style, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
+from pydantic import ValidationError
 
-from jobs.files import sha256_of, written_whole
+from jobs.files import remove_unfinished, sha256_of, sync_folder, written_whole
 from jobs.layout import JobNames
 from jobs.records import EncoderInfo, JobView, Manifest, PartSummary
 from jobs.tensors import Array, load_tensors
-from layerstack.errors import DownloadError, ServerError, ServerUnreachableError
+from layerstack.errors import AnswerLostError, DownloadError, ServerError, ServerUnreachableError
 
 DEFAULT_URL = "http://127.0.0.1:7860"
+_NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,8 @@ class Client:
         # A proxy that the environment names cannot reach a server on this machine.
         is_local = httpx.URL(self.url).host in {"localhost", "127.0.0.1", "::1"}
         self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=not is_local)
+        # For an answer that comes only once all that was sent has been stored, however long that takes.
+        self._patient = httpx.Timeout(timeout_s, read=None)
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +88,7 @@ class Client:
         """Make a job of a `.txt`, `.jsonl`, `.csv` or `.parquet` file, or of a list; returns before it is done.
 
         Raises:
+            AnswerLostError: the connection broke before the answer came: the job may exist.
             OSError: the file cannot be read.
             TypeError: `prompts` is a string, which could be a path or a prompt.
         """
@@ -90,10 +96,20 @@ class Client:
             raise TypeError(f"submit takes a list of prompts or a pathlib.Path, not the string {prompts!r}")
         if isinstance(prompts, Path):
             with prompts.open("rb") as file:
-                form = {"options": json.dumps(dict(options or {}))}
-                answer = self._json("POST", "/jobs", files={"file": (prompts.name, file)}, data=form)
-        else:
-            answer = self._json("POST", "/jobs", json={"prompts": list(prompts), "options": dict(options or {})})
+                return self._upload(prompts.name, file, options)
+        lines = "\n".join(json.dumps(prompt) for prompt in prompts)  # unlike a JSON body, a file has any number
+        return self._upload("prompts.jsonl", io.BytesIO(lines.encode()), options)
+
+    def _upload(self, name: str, file: IO[bytes], options: Mapping[str, Any] | None) -> JobView:
+        form = {"options": json.dumps(dict(options or {}))}
+        try:
+            answer = self._json("POST", "/jobs", files={"file": (name, file)}, data=form, timeout=self._patient)
+        except ServerUnreachableError as exc:
+            if isinstance(exc.__cause__, _NOTHING_SENT):
+                raise
+            raise AnswerLostError(
+                f"{exc}; the job may exist all the same: look with `layerstack jobs list` before you send it again"
+            ) from exc
         return JobView.model_validate(answer)
 
     def job(self, job_id: str) -> JobView:
@@ -120,6 +136,8 @@ class Client:
     def fetch(self, job_id: str, folder: Path, on_part: Callable[[PartSummary], None] = lambda _: None) -> Manifest:
         """Download a finished job to `folder`, which `layerstack.read` opens. Parts that are there already stay.
 
+        The manifest comes last, and that of another job is removed first: without one, the folder is not read as whole.
+
         Args:
             job_id: which job.
             folder: gets `manifest.json` and `parts/`.
@@ -131,6 +149,7 @@ class Client:
         content = self._send("GET", f"/jobs/{job_id}/results").content
         manifest = Manifest.model_validate_json(content)
         target = JobNames(str(folder))
+        _make_ready(target, manifest)
         for part in manifest.parts:
             self._fetch_part(job_id, part, Path(target.part(part.index)))
             on_part(part)
@@ -173,6 +192,23 @@ class Client:
 
     def _unreachable(self, exc: httpx.TransportError) -> ServerUnreachableError:
         return ServerUnreachableError(f"no answer from {self.url} ({exc or type(exc).__name__})")
+
+
+def _make_ready(target: JobNames, manifest: Manifest) -> None:
+    """Remove what an earlier download left in a folder: unfinished files, and the manifest of something else."""
+    path = Path(target.manifest)
+    for folder in (path.parent, Path(target.parts_folder)):
+        remove_unfinished(folder)
+    if path.is_file() and not _is_manifest(path, manifest):
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def _is_manifest(path: Path, manifest: Manifest) -> bool:
+    try:
+        return Manifest.model_validate_json(path.read_bytes()) == manifest
+    except ValidationError:
+        return False
 
 
 def _check(response: httpx.Response) -> None:

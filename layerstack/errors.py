@@ -2,6 +2,7 @@
 
 LayerstackError
 ├── ServerUnreachableError   nobody answers at the URL
+├── AnswerLostError          the connection broke after a job was sent: it may exist
 ├── ServerError              the server answered with a problem document
 ├── DownloadError            a downloaded part is not what the manifest says
 ├── ReadError                a path holds no parts, or not all of them, or damaged ones
@@ -20,6 +21,10 @@ class LayerstackError(Exception):
 
 class ServerUnreachableError(LayerstackError):
     """Nobody answers at the URL."""
+
+
+class AnswerLostError(LayerstackError):
+    """The connection broke after a job was sent, and before the server answered: the job may exist."""
 
 
 class ServerError(LayerstackError):

@@ -2,7 +2,8 @@
 
 A child that dies is started again; `layerstack/supervision.py` says when. One that hangs is left alone.
 
-If this process is killed, Linux ends the children too; elsewhere they go on and have to be ended by hand.
+If this process is killed, Linux asks the children to end, too, and only one that hangs outlives it; elsewhere they go
+on and have to be ended by hand.
 """
 
 from __future__ import annotations
@@ -208,15 +209,18 @@ class LocalStack:
 
 
 class StopRequest:
-    """Whether SIGINT or SIGTERM has come since this was made.
+    """Whether SIGINT, SIGTERM or SIGHUP has come since this was made.
 
-    A plain flag: an Event's lock could be held by the very code that the signal interrupts.
+    A terminal that is closed sends SIGHUP; who was started with `nohup` ignores it, and goes on. A plain flag: an
+    Event's lock could be held by the very code that the signal interrupts.
     """
 
     def __init__(self) -> None:
         self.asked = False
         signal.signal(signal.SIGINT, self._ask)
         signal.signal(signal.SIGTERM, self._ask)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._ask)
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
@@ -259,6 +263,6 @@ def _end(process: subprocess.Popen[bytes], limit_s: float) -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to end this child with its parent, so that not even SIGKILL leaves anything running."""
+    """Ask Linux to send this child SIGTERM when its parent dies, of SIGKILL too; one that hangs outlives it."""
     if _PRCTL is not None:
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)

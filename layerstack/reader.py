@@ -7,12 +7,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
 from jobs.errors import PartFormatError
 from jobs.layout import JobNames, part_index
@@ -24,6 +25,7 @@ from layerstack.errors import ReadError, RowFailedError
 if TYPE_CHECKING:
     import torch
 
+_R = TypeVar("_R", bound=BaseModel)
 _OPEN_FILES = 8
 _COLUMNS = ["index", "id", "prompt", "prompt_embeds", "num_tokens", "truncated", "error"]
 
@@ -165,22 +167,45 @@ def _part_paths(path: Path) -> list[Path]:
     if not path.is_dir():
         raise ReadError(f"{path}: no such file or folder")
     job = JobNames(str(path))
-    manifest, record, parts = Path(job.manifest), Path(job.record), Path(job.parts_folder)
-    if not (parts.is_dir() or record.is_file() or manifest.is_file()):
+    sizes = _expected_sizes(job)
+    if sizes is None:
         return _listed(path)
-    if manifest.is_file():
-        num_parts = len(Manifest.model_validate_json(manifest.read_bytes()).parts)
-    elif record.is_file():
-        num_parts = JobRecord.model_validate_json(record.read_bytes()).num_chunks
-    else:
-        return _listed(parts)
-    paths = [Path(job.part(n)) for n in range(num_parts)]
+    paths = [Path(job.part(n)) for n in range(len(sizes))]
     if missing := [part for part in paths if not part.is_file()]:
         raise ReadError(
-            f"{path}: {len(missing)} of {num_parts} parts are missing, the first is {missing[0].name}; "
-            f"to read what is there, open {parts}"
+            f"{path}: {len(missing)} of {len(paths)} parts are missing, the first is {missing[0].name}; "
+            f"to read what is there, open {job.parts_folder}"
         )
+    for part, size in zip(paths, sizes, strict=True):
+        found = part.stat().st_size
+        if size not in {None, found}:
+            what = f"{part} has {found} bytes, and {size} by the manifest"
+            raise ReadError(f"{what}: it is damaged, or of another job; fetch it again")
     return paths
+
+
+def _expected_sizes(job: JobNames) -> list[int | None] | None:
+    """Return the size of each part of a job's folder, None for one that is not known; None if it is another folder."""
+    manifest, record, parts = Path(job.manifest), Path(job.record), Path(job.parts_folder)
+    if manifest.is_file():
+        return [part.bytes for part in _parsed(manifest, Manifest).parts]
+    if record.is_file():
+        return [None] * _parsed(record, JobRecord).num_chunks
+    if parts.is_dir():
+        raise ReadError(
+            f"{job.folder}: its download is not complete, there is no manifest.json; "
+            f"run `layerstack jobs fetch` again, or to read what is there, open {parts}"
+        )
+    return None
+
+
+def _parsed(path: Path, kind: type[_R]) -> _R:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as exc:
+        raise ReadError(f"{path} is damaged, or of another version of layerstack: {exc}") from exc
+    except OSError as exc:
+        raise ReadError(f"{path} cannot be read: {exc.strerror}") from exc
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -46,6 +46,13 @@ def status_of(url: str) -> int | None:
         return None
 
 
+def kind(response: httpx.Response) -> tuple[int, str]:
+    """Status and type of a problem document."""
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["status"] == response.status_code
+    return response.status_code, response.json()["type"].removeprefix("urn:layerstack:problem:")
+
+
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, log: Path | None = None) -> None:
     """Poll until `condition` holds; fails if `process` ends before, or after a minute."""
     deadline = time.monotonic() + START_S

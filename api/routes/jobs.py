@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from tempfile import SpooledTemporaryFile
-from typing import IO, Annotated, Any, cast
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 
+from api.jobrequest import parse_request, uploaded
 from api.media_types import essence
-from api.problems import Problem, invalid, invalid_all
+from api.problems import invalid
 from api.services import Services, ServicesDep
 from api.stored import stored_response
-from api.uploads import Entry, PromptFile, as_prompt, read_prompts, recognise
+from api.uploads import as_prompt, read_prompts
 from jobs import keys
 from jobs.chunking import ChunkLimits
 from jobs.errors import JobNotFoundError, RecordFormatError
 from jobs.messages import JobEvent
 from jobs.progress import NOTHING_LIVE, Live
-from jobs.records import JobOptions, JobRecord, JobView, Manifest, Prompt, StrictRecord
+from jobs.records import JobOptions, JobRecord, JobView, Manifest, Prompt
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 PARQUET = "application/vnd.apache.parquet"
-_SPOOL_BYTES = 2**20
-_ShortText = Annotated[str, StringConstraints(max_length=512)]
-
-
-class JobRequest(StrictRecord):
-    """The JSON body of POST /jobs."""
-
-    prompts: list[Entry] = Field(examples=[["a fox in the snow", {"id": "7", "prompt": "a red barn"}]])
-    options: JobOptions = JobOptions()
-    metadata: dict[_ShortText, _ShortText] = Field(default={}, max_length=16)
 
 
 class JobPage(BaseModel):
@@ -102,11 +91,11 @@ async def create(
     if media_type == "application/json":
         if options is not None:
             raise invalid("options", options, "a JSON body has its own 'options'")
-        body = await run_in_threadpool(_parse_request, await request.body())
+        body = await run_in_threadpool(parse_request, await request.body())
         prompts = (as_prompt(entry, n, f"prompts.{n}", max_chars) for n, entry in enumerate(body.prompts))
         record = await run_in_threadpool(store, prompts, body.options, body.metadata)
     else:
-        async with _uploaded(request, media_type, options) as (file, kind, chosen):
+        async with uploaded(request, media_type, options) as (file, kind, chosen):
             record = await run_in_threadpool(store, read_prompts(file, kind, max_chars), chosen, {})
     response.headers["Location"] = f"/jobs/{record.id}"
     await _tell(services, record.id)
@@ -121,10 +110,11 @@ async def list_jobs(
 ) -> JobPage:
     """List jobs, newest first."""
     ids = await run_in_threadpool(services.store.list_ids, limit=limit + 1, after=after)
+    shown = ids[:limit]
     views = []
-    for job_id in ids[:limit]:
+    for job_id, live in zip(shown, await _live(services, shown), strict=True):
         try:
-            views.append(await _view(services, job_id))
+            views.append((await run_in_threadpool(services.store.files, job_id)).view(live))
         except JobNotFoundError:
             continue  # deleted since it was listed
         except RecordFormatError as exc:
@@ -182,14 +172,24 @@ async def delete(job_id: str, services: ServicesDep) -> None:
 
 
 async def _view(services: Services, job_id: str) -> JobView:
-    live = NOTHING_LIVE
-    with suppress(RedisError):  # progress is a courtesy: the files tell the rest
-        found = await services.redis.hgetall(keys.progress(job_id))
-        trouble = cast("bytes | None", await services.redis.get(keys.trouble(job_id)))
-        rows = {int(chunk): int(rows) for chunk, rows in found.items()}
-        live = Live(rows, trouble.decode() if trouble else None)
-    files = await run_in_threadpool(services.store.files, job_id)
-    return files.view(live)
+    [live] = await _live(services, [job_id])
+    return (await run_in_threadpool(services.store.files, job_id)).view(live)
+
+
+async def _live(services: Services, job_ids: Sequence[str]) -> list[Live]:
+    """Ask the broker once how far jobs have got; one that hangs costs its timeout once, not for each job."""
+    try:
+        async with services.redis.pipeline(transaction=False) as asked:
+            for job_id in job_ids:
+                asked.hgetall(keys.progress(job_id))
+                asked.get(keys.trouble(job_id))
+            answers = await asked.execute()
+    except RedisError:  # progress is a courtesy: the files tell the rest
+        return [NOTHING_LIVE] * len(job_ids)
+    return [
+        Live({int(chunk): int(rows) for chunk, rows in found.items()}, trouble.decode() if trouble else None)
+        for found, trouble in zip(answers[::2], answers[1::2], strict=True)
+    ]
 
 
 async def _tell(services: Services, job_id: str) -> None:
@@ -197,56 +197,3 @@ async def _tell(services: Services, job_id: str) -> None:
     with suppress(RedisError):
         await services.redis.rpush(keys.EVENTS, JobEvent(job_id=job_id).model_dump_json())
         await services.redis.expire(keys.EVENTS, keys.EVENTS_TTL_S)
-
-
-def _parse_request(content: bytes) -> JobRequest:
-    try:
-        return JobRequest.model_validate_json(content)
-    except ValidationError as exc:
-        raise invalid_all(exc.errors()) from exc
-
-
-def _parse_options(text: str | None) -> JobOptions:
-    try:
-        return JobOptions.model_validate_json(text) if text else JobOptions()
-    except ValidationError as exc:
-        raise invalid_all([{**error, "loc": ("options", *error["loc"])} for error in exc.errors()]) from exc
-
-
-@asynccontextmanager
-async def _uploaded(
-    request: Request, media_type: str, options: str | None
-) -> AsyncIterator[tuple[IO[bytes], PromptFile, JobOptions]]:
-    """Open the prompt file of a request; what is large lies on disk."""
-    if media_type == "multipart/form-data":
-        async with request.form(max_files=2, max_fields=2) as form:
-            upload = form.get("file")
-            if not isinstance(upload, UploadFile):
-                raise Problem(
-                    422, "invalid-request", "file: a multipart upload needs a file named 'file'", field="file"
-                )
-            if unknown := sorted(set(form) - {"file", "options"}):
-                raise invalid("body", unknown[0], "a multipart upload has the fields 'file' and 'options' only")
-            chosen = form.get("options", options)
-            if not isinstance(chosen, str | None):
-                raise invalid("options", chosen.filename, "must be text")
-            yield upload.file, _known_kind(upload.filename, upload.content_type), _parse_options(chosen)
-    else:
-        kind, chosen_options = _known_kind(None, media_type), _parse_options(options)
-        with SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
-            async for piece in request.stream():
-                await run_in_threadpool(spool.write, piece)
-            spool.seek(0)
-            yield spool, kind, chosen_options
-
-
-def _known_kind(filename: str | None, media_type: str | None) -> PromptFile:
-    kind = recognise(filename, media_type)
-    if kind is None:
-        what = filename or media_type or "a body without Content-Type"
-        detail = (
-            f"{what}: neither application/json nor a prompt file: .txt (text/plain), .jsonl (application/jsonl), "
-            ".csv (text/csv) or .parquet (application/vnd.apache.parquet)"
-        )
-        raise Problem(415, "unsupported-media-type", detail, field="file" if filename else "Content-Type")
-    return kind

@@ -1,5 +1,7 @@
 import io
 import json
+import signal
+import time
 
 import httpx
 import numpy as np
@@ -12,11 +14,10 @@ from api.app import create_app
 from jobs import keys
 from jobs.layout import job_names
 from jobs.messages import JobEvent
-from jobs.records import MAX_CHUNK_TOKENS
 from jobs.results import finalise
 from jobs.settings import Settings
 from tests.sample_jobs import INFO, announce, do_chunk, make_job
-from tests.support import files_up_to, wait_for
+from tests.support import files_up_to, kind, wait_for
 
 UNKNOWN = "01M8259KQ6ZM43ZW7F9E4YQJWV"
 
@@ -112,60 +113,6 @@ def test_jobs_are_listed_newest_first_in_pages(http):
     finished(http, ids[-1])
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({}, "prompts"),
-        ({"prompts": []}, "prompts"),
-        ({"prompts": "a"}, "prompts"),
-        ({"prompts": ["a", 5]}, "prompts.1"),
-        ({"prompts": [{"id": "x"}]}, "prompts.0.prompt"),
-        ({"prompts": [{"prompt": "a", "id": "x" * 513}]}, "prompts.0.id"),
-        ({"prompts": ["x" * 200_001]}, "prompts.0"),
-        ({"prompts": ["a"], "more": 1}, "more"),
-        ({"prompts": ["a"], "options": {"dtype": "int8"}}, "options.dtype"),
-        ({"prompts": ["a"], "options": {"layout": "sparse"}}, "options.layout"),
-        ({"prompts": ["a"], "options": {"chunk_rows": 0}}, "options.chunk_rows"),
-        ({"prompts": ["a"], "options": {"chunk_tokens": 0}}, "options.chunk_tokens"),
-        ({"prompts": ["a"], "options": {"chunk_tokens": MAX_CHUNK_TOKENS + 1}}, "options.chunk_tokens"),
-        ({"prompts": ["a"], "options": {"deduplicate": "yes"}}, "options.deduplicate"),
-        ({"prompts": ["a"], "options": {"speed": 1}}, "options.speed"),
-        ({"prompts": ["a"], "metadata": {"k": 1}}, "metadata.k"),
-        ({"prompts": ["a"], "metadata": {str(n): "" for n in range(17)}}, "metadata"),
-    ],
-)
-def test_bad_input_is_a_problem_that_names_the_field(http, stack, body, field):
-    before = len(list((stack.storage / "jobs").iterdir()))
-    response = http.post("/jobs", json=body)
-    assert (response.status_code, response.json()["field"]) == (422, field)
-    assert response.headers["content-type"] == "application/problem+json"
-    assert len(list((stack.storage / "jobs").iterdir())) == before
-
-
-@pytest.mark.parametrize(
-    ("request_arguments", "status"),
-    [
-        ({"files": {"file": ("a.png", b"x")}}, 415),
-        ({"files": {"other": ("a.txt", b"x")}}, 422),
-        ({"files": {"file": ("a.txt", b"")}}, 422),
-        ({"files": {"file": ("a.txt", b"\xff")}}, 422),
-        ({"files": {"file": ("a.txt", b"a")}, "data": {"options": "nonsense"}}, 422),
-        ({"files": {"file": ("a.txt", b"a")}, "data": {"optoins": "{}"}}, 422),
-        ({"json": {"prompts": ["a"]}, "params": {"options": "{}"}}, 422),
-        ({"content": b"a", "headers": {"content-type": "image/png"}}, 415),
-        ({}, 415),
-        ({"content": b"nonsense", "headers": {"content-type": "application/json"}}, 422),
-        ({"content": b'{"prompts": ["\\ud800"]}', "headers": {"content-type": "application/json"}}, 422),
-        ({"content": b"--x", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 422),
-        ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400),
-    ],
-)
-def test_a_bad_upload_is_a_client_error(http, request_arguments, status):
-    response = http.post("/jobs", **request_arguments)
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-
-
 @pytest.mark.parametrize("path", ["", "/results", "/parts/0"])
 @pytest.mark.parametrize("job_id", ["nonsense", "01M8259KQ6ZM43ZW7F9E4YQJWV", "..%2F..%2Fetc", "%00"])
 def test_an_unknown_job_is_404(http, job_id, path):
@@ -199,12 +146,6 @@ def finish(store, record):
     assert finalise(store, record.id, read_all=False) == []
 
 
-def kind(response):
-    assert response.headers["content-type"] == "application/problem+json"
-    assert response.json()["status"] == response.status_code
-    return response.status_code, response.json()["type"].removeprefix("urn:layerstack:problem:")
-
-
 def told(redis):
     """Ids of the jobs that the reconciler has been told of, since this was last asked."""
     contents = redis.lpop(keys.EVENTS, 100) or []
@@ -215,7 +156,8 @@ def test_a_new_job_is_shown_with_an_estimate_of_its_size_and_workers_are_told(ap
     options = {"layout": "dense", "chunk_rows": 2, "chunk_tokens": 32, "deduplicate": False}
     job = api.post("/jobs", json={"prompts": ["a", "b", "c"], "options": options}).json()
     assert (job["status"], job["num_parts"], job["num_done"], job["error"]) == ("queued", 2, 0, None)
-    assert job["estimated_bytes"] == 3 * INFO.max_length * (4 * INFO.embed_dim + 32)
+    rows, constant_rows = 3 * INFO.max_length, 2 * (INFO.num_prefix_tokens + 1)
+    assert job["estimated_bytes"] == rows * (4 * INFO.embed_dim + 32) + constant_rows * 4 * INFO.embed_dim * 4 // 3
     assert job["options"] == {"dtype": "float32", "compression": "none", **options}
     assert told(redis) == [job["id"]]
 
@@ -319,6 +261,30 @@ def test_without_a_broker_jobs_are_shown_and_changed_all_the_same(api, broker, s
     assert api.post(f"/jobs/{record.id}/retry").json()["status"] == "running"
     assert api.delete(f"/jobs/{record.id}").status_code == 204
     assert store.list_ids(limit=1) == []
+
+
+def test_a_broker_that_hangs_delays_a_page_of_jobs_no_more_than_one_job(api, broker, store, record):
+    jobs = [record.id, *(make_job(store).id for _ in range(4))]
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        api.get(f"/jobs/{record.id}")
+        for_one = time.monotonic() - begun
+        page = api.get("/jobs").json()["jobs"]
+        for_all = time.monotonic() - begun - for_one
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+    assert [job["id"] for job in page] == jobs[::-1]
+    assert page[-1]["num_done"] == 4
+    assert for_all < 2 * for_one
+
+
+def test_a_list_tells_of_each_job_what_workers_tell(api, redis, store, record):
+    other = make_job(store)
+    redis.hset(keys.progress(record.id), "1", 3)
+    redis.set(keys.trouble(other.id), "the storage is full")
+    found = [(job["id"], job["num_done"], job["status"], job["error"]) for job in api.get("/jobs").json()["jobs"]]
+    assert found == [(other.id, 0, "paused", "the storage is full"), (record.id, 7, "running", None)]
 
 
 def test_a_job_that_cannot_be_read_is_told_as_such_and_hides_no_other(api, store, record):

@@ -18,6 +18,11 @@ def test_a_byte_order_mark_is_dropped_at_the_very_beginning_only():
     assert read("\ufeffa\n\ufeffb\n".encode()) == ["a\n", "\ufeffb\n"]
 
 
+def test_a_file_of_nothing_but_a_byte_order_mark_has_no_line():
+    assert read("\ufeff".encode()) == []
+    assert read("\ufeff\n".encode()) == ["\n"]
+
+
 def test_a_line_may_have_as_many_bytes_as_allowed():
     assert read(b"a\n" + b"x" * 20) == ["a\n", "x" * 20]
     with pytest.raises(Problem, match="line 2: longer than 20 bytes, and a prompt has at most 10 characters"):

@@ -6,10 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from api.parquetfile import read_parquet
+from api.parquetfile import MAX_PAGE_BYTES, read_parquet
 from api.problems import Problem
 
 MAX_CHARS = 1000
+LIMITS = {"value_max_bytes": 4 * MAX_CHARS, "max_chars": MAX_CHARS}
+PLAIN = {"use_dictionary": False, "write_statistics": False}
 
 
 def written(table, **options):
@@ -18,8 +20,18 @@ def written(table, **options):
     return content.getvalue()
 
 
-def read(content):
-    return list(read_parquet(io.BytesIO(content), max_chars=MAX_CHARS))
+def read(content, **limits):
+    return list(read_parquet(io.BytesIO(content), **LIMITS | limits))
+
+
+@pytest.fixture
+def pool():
+    """A memory pool that counts what arrow allocates from now on."""
+    before = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(counting)
+    yield counting
+    pa.set_memory_pool(before)
 
 
 @pytest.mark.parametrize(
@@ -68,16 +80,99 @@ def test_a_row_group_is_not_held_in_memory():
     content = written({"prompt": prompts}, row_group_size=60_000, use_dictionary=False, compression="none")
     assert len(content) > 59_000_000
     before = pa.total_allocated_bytes()
-    held = [pa.total_allocated_bytes() - before for _ in read_parquet(io.BytesIO(content), max_chars=200_000)]
+    rows = read_parquet(io.BytesIO(content), value_max_bytes=800_000, max_chars=200_000)
+    held = [pa.total_allocated_bytes() - before for _ in rows]
     assert len(held) == 60_000
     assert max(held) < 6_000_000
+
+
+PROMPTS = ["", "雪 🦊", *(f"{n} {'x' * (n % 90)} {n % 7}" for n in range(3_000))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "none"},
+        *({"compression": codec, **PLAIN} for codec in ("none", "snappy", "gzip", "brotli", "lz4", "zstd")),
+        {"compression": "zstd", "data_page_version": "2.0"},
+        {"compression": "none", "data_page_version": "2.0", **PLAIN},
+        {"compression": "zstd", "data_page_version": "2.0", **PLAIN},
+        {"row_group_size": 7},
+        {"row_group_size": 1_000, "data_page_size": 100, "write_batch_size": 1},
+        {"dictionary_pagesize_limit": 1_000, "data_page_size": 1_000, "write_page_checksum": True},
+        {"use_dictionary": False, "column_encoding": {"prompt": "DELTA_BYTE_ARRAY"}},
+        {"use_dictionary": ["id"], "column_encoding": {"prompt": "DELTA_LENGTH_BYTE_ARRAY"}},
+        {"write_page_index": True, "version": "1.0"},
+    ],
+    ids=str,
+)
+def test_rows_are_the_same_however_the_pages_were_written(options):
+    ids = [None if n % 3 == 0 else f"id{n}" for n in range(len(PROMPTS))]
+    content = written({"other": [[n] for n in range(len(PROMPTS))], "id": ids, "prompt": PROMPTS}, **options)
+    assert read(content) == list(zip(range(len(PROMPTS)), ids, PROMPTS, strict=True))
+
+
+def test_a_page_as_large_as_duckdb_writes_them_is_read():
+    prompts = [f"{n:05} {'x' * 990}" for n in range(100_000)]
+    one_page = {"data_page_size": 2**30, "max_rows_per_page": 2**30, "compression": "zstd", **PLAIN}
+    content = written({"prompt": prompts}, **one_page)
+    assert [prompt for _, _, prompt in read(content)] == prompts
+
+
+def test_a_page_that_is_larger_decompressed_is_refused_before_it_is():
+    content = written({"prompt": ["x" * (MAX_PAGE_BYTES + 1)]}, compression="zstd", **PLAIN)
+    assert len(content) < 10_000
+    with pytest.raises(Problem, match="a page has at most 134217728 bytes, decompressed; got 1342177") as caught:
+        read(content)
+    assert (caught.value.status_code, caught.value.members["field"], caught.value.members["limit"]) == (
+        422, "file", 2**27,
+    )  # fmt: skip
+
+
+def in_a_dictionary(text, num_rows):
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), [text])
+    return written({"prompt": column}, compression="zstd", write_statistics=False)
+
+
+def in_pages_of_their_own(text, num_rows):
+    one_row = {"write_batch_size": 1, "data_page_size": 1}
+    return written({"prompt": [text] * num_rows}, compression="zstd", **one_row, **PLAIN)
+
+
+def after_the_value_before(text, num_rows):
+    return written({"prompt": [text] * num_rows}, compression="zstd", column_encoding="DELTA_BYTE_ARRAY", **PLAIN)
+
+
+@pytest.mark.parametrize("write", [in_a_dictionary, in_pages_of_their_own, after_the_value_before])
+@pytest.mark.parametrize("value_max_bytes", [4_000, 2**24], ids=["refused", "taken"])
+def test_a_few_bytes_that_mean_many_long_values_do_not_fill_the_memory(write, value_max_bytes, pool):
+    text = "x" * 2**24
+    content = write(text, 40)
+    assert len(content) < 200_000
+    before = pool.max_memory()
+    rows = read_parquet(io.BytesIO(content), value_max_bytes=value_max_bytes, max_chars=value_max_bytes // 4)
+    if value_max_bytes < len(text):
+        with pytest.raises(Problem, match="row 0: prompt has more than 4000 bytes; a prompt has at most 1000"):
+            next(rows)
+    else:
+        assert sum(prompt == text for _, _, prompt in rows) == 40
+    assert pool.max_memory() - before < 2**28
+
+
+def test_a_value_that_is_too_long_is_named_by_its_row_before_it_is_text():
+    prompts = [str(n) for n in range(30_000)]
+    prompts[29_990] = "雪" * 2_000
+    with pytest.raises(Problem, match="row 29990: prompt has more than 4000 bytes") as caught:
+        read(written({"prompt": prompts}, row_group_size=20_000))
+    assert (caught.value.kind, caught.value.members) == ("prompt-too-long", {"field": "row 29990", "limit": MAX_CHARS})
 
 
 def test_an_upload_is_read_from_where_it_lies_and_stays_open():
     with SpooledTemporaryFile(max_size=10) as file:
         file.write(written({"prompt": ["a"]}))
         file.seek(0)
-        assert list(read_parquet(file, max_chars=MAX_CHARS)) == [(0, None, "a")]
+        assert list(read_parquet(file, **LIMITS)) == [(0, None, "a")]
         assert not file.closed
 
 
@@ -125,9 +220,9 @@ def test_what_is_no_parquet_is_a_problem(content):
 
 
 def test_a_footer_that_is_too_large_is_not_read():
-    with pytest.raises(Problem, match="the footer has at most 16777216 bytes") as caught:
-        read(bytes(2**24 + 1) + (2**24 + 1).to_bytes(4, "little") + b"PAR1")
-    assert caught.value.members["limit"] == 2**24
+    with pytest.raises(Problem, match="the footer has at most 4194304 bytes") as caught:
+        read(bytes(2**22 + 1) + (2**22 + 1).to_bytes(4, "little") + b"PAR1")
+    assert caught.value.members["limit"] == 2**22
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zstd", "use_dictionary": False}], ids=str)
@@ -157,4 +252,4 @@ def test_a_disk_that_fails_is_not_blamed_on_the_file():
             raise OSError(errno.EIO, "the disk failed")
 
     with pytest.raises(OSError, match="the disk failed"):
-        list(read_parquet(Failing(written({"prompt": ["a"]})), max_chars=MAX_CHARS))
+        list(read_parquet(Failing(written({"prompt": ["a"]})), **LIMITS))

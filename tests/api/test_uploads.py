@@ -69,6 +69,13 @@ def test_a_bad_line_is_an_error_that_names_it(line, field):
     assert field in caught.value.detail
 
 
+def test_a_line_with_very_many_unknown_fields_is_one_error_that_names_the_first():
+    line = json.dumps({f"more{n}": n for n in range(100)} | {"prompt": "a"}).encode()
+    with pytest.raises(Problem) as caught:
+        read(line, PromptFile.JSONL)
+    assert [error["field"] for error in caught.value.members["errors"]] == ["line 1.more0"]
+
+
 def test_a_line_without_end_is_not_held_in_memory():
     class Endless(io.RawIOBase):
         taken = 0

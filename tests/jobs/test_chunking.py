@@ -2,16 +2,18 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.chunking import ChunkLimits, Sizes, cut
+from jobs.parts import PartHeader
 from jobs.records import Prompt
 from tests.sample_jobs import INFO
 
 PROMPTS = Path(__file__).parents[2] / "examples" / "prompts.txt"
-SIZES = Sizes(max_own_rows=14, stored_rows=None, row_bytes=48)
+SIZES = Sizes(max_own_rows=14, stored_rows=None, row_bytes=48, constant_bytes=64)
 
 texts = st.lists(st.text(max_size=80), max_size=60)
 limits = st.builds(ChunkLimits, st.integers(1, 9), st.integers(1, 40))
@@ -61,6 +63,19 @@ def test_the_dense_layout_counts_max_length_rows_of_each_prompt(dtype, row_bytes
     dense = Sizes.of(INFO, "dense", dtype)
     assert (dense.rows(""), dense.rows("word " * 100)) == (16, 16)
     assert dense.row_bytes == Sizes.of(INFO, "own_rows", dtype).row_bytes == row_bytes
+
+
+@pytest.mark.parametrize("layout", ["own_rows", "dense"])
+@pytest.mark.parametrize("num_parts", [1, 50])
+def test_the_estimate_has_the_constant_rows_of_each_part(layout, num_parts):
+    encoder = INFO.model_copy(update={"embed_dim": 3 * 1024, "num_prefix_tokens": 31})
+    rows = np.zeros((32, encoder.embed_dim), np.float32)
+    header = PartHeader.build(
+        layout=layout, dtype="float32", max_length=16, fingerprint="f", layers=(1,),
+        prefix_rows=rows[1:], pad_row=rows[0],
+    )  # fmt: skip
+    found = Sizes.of(encoder, layout, "float32").stored_bytes(0, num_parts)
+    assert found == pytest.approx(num_parts * len(header.model_dump_json()), rel=0.01)
 
 
 def test_own_rows_are_at_most_what_the_prefix_leaves():

@@ -1,10 +1,15 @@
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import numpy as np
 import pytest
 
 import layerstack
+from api.jobrequest import MAX_JSON_PROMPTS
 from jobs.records import JobStatus
-from layerstack.errors import DownloadError, ServerError, ServerUnreachableError
+from layerstack.errors import AnswerLostError, DownloadError, ReadError, ServerError, ServerUnreachableError
 from tests.support import wait_for
 
 
@@ -79,6 +84,40 @@ def test_fetching_again_downloads_only_what_is_missing_or_damaged(client, job, t
     assert len(layerstack.read(tmp_path)) == 5
 
 
+def test_a_fetch_into_the_folder_of_another_job_that_breaks_off_is_not_read_as_whole(
+    client, job, tmp_path, monkeypatch
+):
+    other = client.submit([f"another prompt {n}" for n in range(5)], {"chunk_rows": 2})
+    wait_for(lambda: client.job(other.id).status == JobStatus.SUCCEEDED)
+    client.fetch(job.id, tmp_path)
+    fetch_part = client._fetch_part
+
+    def until_the_second(job_id, part, path):
+        if part.index == 1:
+            raise KeyboardInterrupt
+        fetch_part(job_id, part, path)
+
+    monkeypatch.setattr(client, "_fetch_part", until_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        client.fetch(other.id, tmp_path)
+    with pytest.raises(ReadError, match="download is not complete"):
+        layerstack.read(tmp_path)
+    monkeypatch.undo()
+    client.fetch(other.id, tmp_path)
+    assert [row["prompt"] for row in layerstack.read(tmp_path)] == [f"another prompt {n}" for n in range(5)]
+
+
+def test_fetching_again_keeps_the_manifest_and_removes_what_a_fetch_that_was_killed_left(client, job, tmp_path):
+    client.fetch(job.id, tmp_path)
+    left = [tmp_path / ".manifest.json.abc.tmp", tmp_path / "parts" / ".00000.parquet.abc.tmp"]
+    for path in left:
+        path.write_bytes(b"half a file")
+    seen = []
+    client.fetch(job.id, tmp_path, on_part=lambda _: seen.append((tmp_path / "manifest.json").is_file()))
+    assert seen == [True] * 3
+    assert not any(path.exists() for path in left)
+
+
 def test_a_part_that_arrives_damaged_is_named_and_not_kept(client, job, stack, tmp_path):
     path = stack.storage / "jobs" / job.id / "parts" / "00001.parquet"
     content = path.read_bytes()
@@ -87,6 +126,53 @@ def test_a_part_that_arrives_damaged_is_named_and_not_kept(client, job, stack, t
         client.fetch(job.id, tmp_path)
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["00000.parquet"]
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_more_prompts_than_a_json_body_may_have_are_submitted_as_a_list(client):
+    made = client.submit([""] * (MAX_JSON_PROMPTS + 1))
+    client.delete(made.id)
+    assert made.num_prompts == MAX_JSON_PROMPTS + 1
+
+
+@pytest.fixture
+def server():
+    """Answer each request with what the test says, after it has come whole: bytes, or seconds to wait."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as thread:
+
+        def answer(*script):
+            def serve():
+                connection, _ = listening.accept()
+                with connection:
+                    while not connection.recv(2**16).rstrip().endswith(b"--"):
+                        pass
+                    for step in script:
+                        connection.sendall(step) if isinstance(step, bytes) else time.sleep(step)
+
+            thread.submit(serve)
+            return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        yield answer
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 202 Acc"])
+def test_a_job_whose_answer_got_lost_may_exist_and_the_error_says_so(server, answer):
+    url = server(answer)
+    with (
+        pytest.raises(AnswerLostError, match=rf"{url} .* may exist .*`layerstack jobs list` before you send it again"),
+        layerstack.Client(url) as client,
+    ):
+        client.submit(["a"])
+
+
+def test_the_answer_to_a_new_job_is_waited_for_however_long_it_takes(server):
+    url = server(1.0, b"HTTP/1.1 507 Full\r\nContent-Length: 4\r\n\r\nfull")
+    with pytest.raises(ServerError, match="HTTP 507: full"), layerstack.Client(url, timeout_s=0.2) as client:
+        client.submit(["a"])
+
+
+def test_a_job_that_could_not_even_be_sent_does_not_exist():
+    with pytest.raises(ServerUnreachableError), layerstack.Client("http://127.0.0.1:9") as client:
+        client.submit(["a"])
 
 
 def test_a_string_is_neither_taken_for_a_path_nor_for_prompts(client):

@@ -85,10 +85,16 @@ def test_a_row_that_is_not_there_is_an_index_error(write_parts, position):
         rows[position]
 
 
-def test_one_part_and_a_jobs_folder_can_be_read_too(write_parts):
+def test_one_part_can_be_read_too(write_parts):
     folder = write_parts()
-    assert [row["index"] for row in layerstack.read(folder / "00001.parquet")] == [4, 5, 6, 7]
-    assert len(layerstack.read(str(folder.parent))) == 10
+    assert [row["index"] for row in layerstack.read(str(folder / "00001.parquet"))] == [4, 5, 6, 7]
+
+
+def test_a_folder_without_manifest_is_a_download_that_is_not_complete(write_parts):
+    folder = write_parts()
+    with pytest.raises(ReadError, match=r"download is not complete.*`layerstack jobs fetch` again.*open .*/parts"):
+        layerstack.read(folder.parent)
+    assert len(layerstack.read(folder)) == 10
 
 
 def test_more_parts_than_files_may_be_open_can_be_read(write_parts):
@@ -158,6 +164,23 @@ def test_a_missing_part_of_a_job_is_named_with_what_can_still_be_read(fetched):
     with pytest.raises(ReadError, match=r"1 of 3 parts are missing, the first is 00001\.parquet.*open .*/parts"):
         layerstack.read(fetched)
     assert [row["index"] for row in layerstack.read(fetched / "parts")] == [0, 2]
+
+
+def test_a_part_of_another_size_than_the_manifest_says_is_named(fetched):
+    part = fetched / "parts" / "00001.parquet"
+    size = part.stat().st_size
+    part.write_bytes((fetched / "parts" / "00000.parquet").read_bytes() + b"x")
+    with pytest.raises(ReadError, match=rf"00001\.parquet has \d+ bytes, and {size} by the manifest"):
+        layerstack.read(fetched)
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"{}", b'{"version": 2}'])
+@pytest.mark.parametrize("name", ["manifest.json", "job.json"])
+def test_a_manifest_or_record_that_is_damaged_is_named(write_parts, name, content):
+    folder = write_parts().parent
+    (folder / name).write_bytes(content)
+    with pytest.raises(ReadError, match=rf"{name} is damaged, or of another version of layerstack"):
+        layerstack.read(folder)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.parquet"])

@@ -1,8 +1,12 @@
 """`layerstack up` as a real process, started and stopped as a user would."""
 
+import fcntl
+import os
+import pty
 import signal
 import socket
 import subprocess
+import termios
 import time
 from contextlib import contextmanager, suppress
 
@@ -83,7 +87,7 @@ def said_until_ready(process, signals):
     return process.log.read_text()[before:]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_is_healthy_before_it_is_ready_and_a_signal_ends_all_of_it(up, tmp_path, tiny, number):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -132,6 +136,35 @@ def test_a_signal_while_the_model_loads_ends_it_too(up, tmp_path, tiny):
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
     assert not any(child.is_running() for child in children)
+
+
+def test_a_terminal_that_is_closed_ends_it_all(tmp_path, tiny):
+    """Without anywhere to say so: what it writes from then on fails."""
+    ours, theirs = pty.openpty()
+    command = [layerstack_command(), "up", "--port", str(free_port()), "--storage", "storage", "--model", str(tiny)]
+
+    options = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "cwd": tmp_path, "env": clean_environment()}
+    options |= {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+    with subprocess.Popen(command, **options) as process:
+        os.close(theirs)
+        wait_for(lambda: len(children_of(process)) == 3, process)
+        children = children_of(process)
+        os.close(ours)
+        assert process.wait(10) == 0
+    assert not any(child.is_running() for child in children)
+
+
+def test_with_nohup_it_outlives_its_terminal(up, tmp_path, tiny):
+    process = up(
+        "--port", free_port(), "--storage", tmp_path / "storage", "--model", tiny,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    wait_for(lambda: len(children_of(process)) == 3, process, process.log)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.terminate()
+    assert process.wait(10) == 0
 
 
 def test_a_port_in_use_is_told_and_nothing_is_started(up, tmp_path):
