@@ -20,6 +20,11 @@ from tests.support import clean_environment, free_port, layerstack_command, stat
 MARKS = {"broker": "broker.sock", "api": "-m api", "worker": "-m worker"}
 
 
+def hear_hangups():
+    """Have a child that is about to begin end by SIGHUP, also if these tests were started with nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def launcher(folder):
     """Start `layerstack up` with arguments; what still runs at the end is killed."""
@@ -29,6 +34,7 @@ def launcher(folder):
         log = folder / f"up-{len(started)}.log"
         command = [layerstack_command(), "up", *map(str, words)]
         environment = clean_environment() | (env or {})
+        options.setdefault("preexec_fn", hear_hangups)
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, **options)
         process.log = log
@@ -143,8 +149,12 @@ def test_a_terminal_that_is_closed_ends_it_all(tmp_path, tiny):
     ours, theirs = pty.openpty()
     command = [layerstack_command(), "up", "--port", str(free_port()), "--storage", "storage", "--model", str(tiny)]
 
+    def get_terminal():
+        hear_hangups()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     options = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "cwd": tmp_path, "env": clean_environment()}
-    options |= {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+    options |= {"start_new_session": True, "preexec_fn": get_terminal}
     with subprocess.Popen(command, **options) as process:
         os.close(theirs)
         wait_for(lambda: len(children_of(process)) == 3, process)
