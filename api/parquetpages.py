@@ -12,6 +12,8 @@ from typing import IO
 _UNCOMPRESSED_SIZE, _COMPRESSED_SIZE = 2, 3  # the fields of PageHeader
 _HEADER_BYTES = (2**9, 2**16, 2**24)  # what is read of it, until it is whole; statistics may be in it
 _MAX_DEPTH = 8
+# Writers make pages of about a megabyte, or of some thousand rows.
+_MAX_PAGES = 2**17
 _MAX_VARINT_BYTES = 10
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 _NUM_BYTES = {_TRUE: 0, _FALSE: 0, _BYTE: 1, _DOUBLE: 8}
@@ -31,11 +33,13 @@ def largest_page(file: IO[bytes], start: int, length: int) -> int:
     largest, at, end = 0, start, start + length
     if not 0 <= start <= end <= file.seek(0, os.SEEK_END):
         raise ValueError(f"a column lies at bytes {start} to {end}, outside the file")
-    while at < end:
+    for _ in range(_MAX_PAGES):
+        if at >= end:
+            return largest
         header_bytes, uncompressed, compressed = _page_header(file, at)
         largest = max(largest, uncompressed, compressed)  # the former says nothing where pages are not compressed
         at += header_bytes + compressed
-    return largest
+    raise ValueError(f"a column has more than {_MAX_PAGES} pages in one row group")
 
 
 def _page_header(file: IO[bytes], at: int) -> tuple[int, int, int]:

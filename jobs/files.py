@@ -80,9 +80,12 @@ def _open_locked(path: Path) -> tuple[IO[bytes], Path]:
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
         file = os.fdopen(descriptor, "wb")
-        with suppress(OSError):  # a file system without locks: then nothing is ever removed as dead
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except OSError as exc:  # a file system without locks, unless it is locked: then nothing is ever removed as dead
+            is_ours = not isinstance(exc, BlockingIOError)
+        if is_ours and os.fstat(descriptor).st_nlink:
             return file, Path(name)
         file.close()  # somebody took it for dead before it was locked
 

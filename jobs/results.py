@@ -102,7 +102,7 @@ def finalise(
         store: where the job is.
         job_id: which job.
         read_all: whether each part is read and compared with its digest, or only its footer is.
-        should_stop: asked before each part is read, and before one is deleted.
+        should_stop: asked before each piece of a part is read, and before a part is deleted.
         verified: what an earlier call found to be good, which is not read again; this call adds to it.
 
     Returns:
@@ -120,7 +120,7 @@ def finalise(
     def check(chunk: int) -> PartReport | None:
         if should_stop():
             raise FinaliseStoppedError
-        return _verified(store, files.record, chunk, read_all=read_all)
+        return _verified(store, files.record, chunk, read_all=read_all, should_stop=should_stop)
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="verify") as pool:
         for first in range(0, files.record.num_chunks, _PARTS_AT_ONCE):  # a job may have a million
@@ -147,14 +147,16 @@ def _discarded(store: JobStore, record: JobRecord, chunk: int, check: Callable[[
     return True
 
 
-def _verified(store: JobStore, record: JobRecord, chunk: int, *, read_all: bool) -> PartReport | None:
+def _verified(
+    store: JobStore, record: JobRecord, chunk: int, *, read_all: bool, should_stop: Callable[[], bool]
+) -> PartReport | None:
     """Return the report of a part if the part is what it says."""
     name = job_names(record.id).part(chunk)
     try:
         report = store.report(record.id, chunk)
         with _checked_footer(store.storage, name, record, report.part.rows):
             pass
-        same = not read_all or _digest(store.storage, name) == (report.part.bytes, report.part.sha256)
+        same = not read_all or _digest(store.storage, name, should_stop) == (report.part.bytes, report.part.sha256)
     except (FileNotFoundError, PartFormatError, PartNotReadyError, RecordFormatError):
         return None
     return report if same and store.storage.size(name) == report.part.bytes else None
@@ -171,11 +173,13 @@ def _checked_footer(storage: Storage, name: str, record: JobRecord, num_rows: in
         yield part
 
 
-def _digest(storage: Storage, name: str) -> tuple[int, str]:
+def _digest(storage: Storage, name: str, should_stop: Callable[[], bool] = lambda: False) -> tuple[int, str]:
     """Return size and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with storage.open(name) as file:
         while piece := file.read(_PIECE_BYTES):
+            if should_stop():  # a part may have gigabytes
+                raise FinaliseStoppedError
             digest.update(piece)
             size += len(piece)
     return size, digest.hexdigest()

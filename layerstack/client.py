@@ -21,7 +21,13 @@ from jobs.tensors import Array, load_tensors
 from layerstack.errors import AnswerLostError, DownloadError, ServerError, ServerUnreachableError
 
 DEFAULT_URL = "http://127.0.0.1:7860"
-_NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_NOTHING_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,8 @@ class Embeddings:
 class Client:
     """Talks to a layerstack server; a context manager that closes its connections.
 
-    Every method raises `ServerUnreachableError` if nobody answers, and `ServerError` if the server says no.
+    Every method raises `ServerUnreachableError` if nobody answers, and `ServerError` if the server says no; `submit`
+    tells apart whether anything was sent.
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 130.0) -> None:

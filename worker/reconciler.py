@@ -327,9 +327,7 @@ class Reconciler:
 
     def _finish(self, known: _Knowledge, finisher: Finisher) -> None:
         """Finish jobs whose chunks are all done; parts that turn out damaged are done anew."""
-        for job_id, job in known.active.items():
-            if job.schedule.complete:
-                finisher.begin(job_id)
+        finisher.finish([job_id for job_id, job in known.active.items() if job.schedule.complete])
         for job_id, outcome in finisher.finished():
             if isinstance(outcome, Exception):
                 self._notes.trouble(job_id, str(outcome), _FINISH_AGAIN_SHOWN_S)

@@ -202,3 +202,8 @@ def test_nobody_at_the_url_is_an_error_that_names_it():
         layerstack.Client("http://127.0.0.1:9") as client,
     ):
         client.jobs()
+
+
+def test_a_url_without_a_scheme_is_no_answer_that_got_lost():
+    with layerstack.Client("localhost:7860") as client, pytest.raises(ServerUnreachableError, match="protocol"):
+        client.submit(["a fox"])
