@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +16,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from api.problems import Problem, first_unknown_only, invalid, invalid_all
 from api.uploads import Entry, PromptFile, recognise
+from jobs.files import NO_ROOM
 from jobs.records import JobOptions, StrictRecord
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 MAX_JSON_PROMPTS = 100_000
 _MAX_METADATA = 16
 _SPOOL_BYTES = 2**20
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORM_FIELDS = ("file", "options")
 
 
@@ -147,7 +146,7 @@ def _told_if_full() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if exc.errno not in _FULL:
+        if exc.errno not in NO_ROOM:
             raise
         logger.warning("%s, where uploads are kept while they are read, is full: %s", tempfile.gettempdir(), exc)
         detail = "file: the server's folder for temporary files (TMPDIR) has no room for it"

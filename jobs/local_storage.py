@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from jobs.errors import StorageError, StorageFullError
-from jobs.files import remove_unfinished, sync_folder, written_whole
+from jobs.files import NO_ROOM, remove_unfinished, sync_folder, written_whole
 from jobs.storage import Storage, StoredFile
 
 # Somebody may be writing into a folder while it is deleted.
 _DELETE_ATTEMPTS = 10
 _BUFFER_BYTES = 2**18
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class LocalStorage(Storage):
@@ -43,7 +42,7 @@ class LocalStorage(Storage):
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading at any position."""
         with _translated(self.root / name, FileNotFoundError):
-            return io.BufferedReader(_Reading((self.root / name).open("rb", buffering=0)), _BUFFER_BYTES)
+            return io.BufferedReader(_Reading(self.root / name), _BUFFER_BYTES)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, replacing one that is there."""
@@ -127,8 +126,9 @@ class LocalStorage(Storage):
 class _Reading(io.RawIOBase):
     """A file whose faults are the storage's, also those that come after it was opened."""
 
-    def __init__(self, file: io.FileIO) -> None:
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("rb", buffering=0)
 
     def readable(self) -> bool:
         return True
@@ -137,14 +137,14 @@ class _Reading(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _translated(Path(str(self._file.name))):
+        with _translated(self._path):
             return self._file.seek(offset, whence)
 
     def tell(self) -> int:
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - whatever has a buffer
-        with _translated(Path(str(self._file.name))):
+        with _translated(self._path):
             return self._file.readinto(buffer)
 
     def close(self) -> None:
@@ -164,5 +164,5 @@ def _translated(path: Path, *told: type[OSError]) -> Iterator[None]:
     except told:
         raise
     except OSError as exc:
-        kind = StorageFullError if exc.errno in _FULL else StorageError
+        kind = StorageFullError if exc.errno in NO_ROOM else StorageError
         raise kind(f"{exc.filename or path}: {exc.strerror or exc}") from exc

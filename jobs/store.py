@@ -112,8 +112,8 @@ class JobStore:
     def files(self, job_id: str) -> JobFiles:
         """Return all that the job's files say."""
         names, record = job_names(job_id), self.load(job_id)
-        present = {file.name for file in self.storage.files(names.folder)}
-        manifest = self._read_or_none(names.manifest, Manifest) if "manifest.json" in present else None
+        present = self.marks(job_id)
+        manifest = self._read_or_none(names.manifest, Manifest) if names.manifest in present else None
         parts = {part.index: part.bytes for part in manifest.parts} if manifest else self._parts(names)
         return JobFiles(
             record=record,
@@ -121,8 +121,8 @@ class JobStore:
             parts=parts,
             failures={} if manifest else self._failures(names, parts),
             manifest=manifest,
-            cancelled=self._read_or_none(names.cancelled, Mark) if "cancelled" in present else None,
-            expired=self._read_or_none(names.expired, Mark) if "expired" in present else None,
+            cancelled=self._read_or_none(names.cancelled, Mark) if names.cancelled in present else None,
+            expired=self._read_or_none(names.expired, Mark) if names.expired in present else None,
         )
 
     def marks(self, job_id: str) -> dict[str, datetime]:

@@ -298,8 +298,8 @@ class Reconciler:
         lost = self._without_worker(job_id, chunks)
         if lost:
             begun &= self._notes.begun(job_id)
-        for chunk in sorted(lost):
-            with _tolerated(f"recover chunk {chunk} of job {job_id}"):
+        with _tolerated(f"recover lost chunks of job {job_id}"):
+            for chunk in sorted(lost):
                 self._recover(job, chunk, begun=chunk in begun)
 
     def _recover(self, job: _ActiveJob, chunk: int, *, begun: bool) -> None:

@@ -152,10 +152,10 @@ def test_a_new_job_is_sent_while_many_old_ones_are_still_to_be_looked_at(reconci
 
 
 def test_a_job_of_which_many_chunks_tell_at_once_is_looked_at_once(reconcile, redis, store, notes, monkeypatch):
-    looked, look = [], JobStore.marks
-    monkeypatch.setattr(JobStore, "marks", lambda self, job_id: looked.append(job_id) or look(self, job_id))
     record = make_job(store)
     store.cancel(record.id)
+    looked, look = [], JobStore.marks
+    monkeypatch.setattr(JobStore, "marks", lambda self, job_id: looked.append(job_id) or look(self, job_id))
     redis.rpush(keys.EVENTS, *[JobEvent(job_id=record.id).model_dump_json()] * 50)
     reconcile(search_every_s=NEVER_S)
     other = make_job(store)
