@@ -6,8 +6,8 @@ Exit codes: 0 done; 1 it could not be done, and standard error says why and what
 from __future__ import annotations
 
 import json
+import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -56,8 +56,11 @@ def _fail(message: str) -> NoReturn:
 
 
 def _say(message: str, style: str | None = None) -> None:
-    with suppress(OSError):  # the terminal has been closed, say: what is being done goes on, or ends in order
+    try:
         _err.print(message, style=style, markup=False, soft_wrap=True)
+    except OSError:  # the terminal has been closed, say: what is being done goes on, or ends in order
+        # What could not be written would be tried again at the very end, and change the exit code to 120.
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
 
 
 @app.command()
