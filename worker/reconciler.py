@@ -122,6 +122,7 @@ class Reconciler:
         self._slots = slots
         self._search_every_s = search_every_s
         self._lease_s = lease_s
+        self._leases = Leases(redis, min(lease_s, _LONGEST_LEASE_S))
         self._chunk_crashes = chunk_crashes
         self._stopping = stopping
         self._read_all = read_all
@@ -129,14 +130,14 @@ class Reconciler:
     def run(self) -> None:
         """Lead whenever nobody else does, until the worker stops."""
         lease_s = min(self._lease_s, _LONGEST_LEASE_S)
-        with Leases(self._redis, lease_s) as leases:
+        with self._leases:
             while not self._stopping.is_set():
                 try:
-                    if (lease := leases.acquire(keys.RECONCILER)) is not None:
+                    if (lease := self._leases.acquire(keys.RECONCILER)) is not None:
                         try:
                             self._lead(lease)
                         finally:
-                            leases.release(lease)
+                            self._leases.release(lease)
                 except _NotLeadingError:
                     logger.warning("another worker reconciles now")
                 except (RedisError, OperationalError) as exc:
@@ -308,9 +309,16 @@ class Reconciler:
             job.schedule.done(chunk)
             return
         if begun:
-            logger.warning("job %s: the worker of chunk %d has died", job_id, chunk)
-            self._store.note_failure(job_id, chunk, "its worker died", crashed=True, limit=self._chunk_crashes)
-            self._notes.put_down(job_id, chunk)
+            # The broker delivers the dead worker's message once more: nobody begins before the crash is noted.
+            lease = self._leases.acquire(keys.lease(job_id, chunk))
+            if lease is None:
+                return  # somebody has just begun
+            try:
+                logger.warning("job %s: the worker of chunk %d has died", job_id, chunk)
+                self._store.note_failure(job_id, chunk, "its worker died", crashed=True, limit=self._chunk_crashes)
+                self._notes.put_down(job_id, chunk)
+            finally:
+                self._leases.release(lease)
         self._put_back(job, chunk)
 
     def _without_worker(self, job_id: str, chunks: set[int]) -> set[int]:

@@ -279,6 +279,23 @@ def test_a_chunk_whose_worker_died_is_noted_as_a_crash_and_sent_again_later(reco
     assert store.failure(record.id, chunk) == failure
 
 
+def test_nobody_can_begin_a_chunk_while_the_death_of_its_worker_is_noted(reconcile, redis, store, notes, monkeypatch):
+    record = make_job(store)
+    held = []
+
+    def note_failure(*args, **options):
+        held.append(redis.exists(keys.lease(record.id, 1)))
+        return original(*args, **options)
+
+    original = JobStore.note_failure
+    monkeypatch.setattr(JobStore, "note_failure", note_failure)
+    notes.progress(record.id, 1, 1)
+    reconcile()
+    wait_for_chunks(redis, record, range(3))
+    assert held == [1]
+    assert not redis.exists(keys.lease(record.id, 1))
+
+
 def test_a_worker_that_died_before_this_one_led_is_noted_too(reconcile, redis, store, notes):
     record = make_job(store)
     notes.progress(record.id, 1, 1)
