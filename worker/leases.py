@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from redis import Redis, RedisError
@@ -94,6 +96,20 @@ class Leases:
             self._held.discard(lease)
         if not lease.lost:
             lease.give_up()
+
+    @contextmanager
+    def held(self, key: str) -> Iterator[Lease | None]:
+        """Have the lease `key` for a while; None if somebody else has it.
+
+        Raises:
+            RedisError: Redis does not answer.
+        """
+        lease = self.acquire(key)
+        try:
+            yield lease
+        finally:
+            if lease is not None:
+                self.release(lease)
 
     def renew(self, lease: Lease) -> None:
         """Renew a lease at once, if Redis answers and it is not lost."""

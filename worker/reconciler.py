@@ -122,29 +122,27 @@ class Reconciler:
         self._slots = slots
         self._search_every_s = search_every_s
         self._lease_s = lease_s
-        self._leases = Leases(redis, min(lease_s, _LONGEST_LEASE_S))
+        self._own_lease_s = min(lease_s, _LONGEST_LEASE_S)
+        self._leases = Leases(redis, self._own_lease_s)
         self._chunk_crashes = chunk_crashes
         self._stopping = stopping
         self._read_all = read_all
 
     def run(self) -> None:
         """Lead whenever nobody else does, until the worker stops."""
-        lease_s = min(self._lease_s, _LONGEST_LEASE_S)
         with self._leases:
             while not self._stopping.is_set():
                 try:
-                    if (lease := self._leases.acquire(keys.RECONCILER)) is not None:
-                        try:
+                    with self._leases.held(keys.RECONCILER) as lease:
+                        if lease is not None:
                             self._lead(lease)
-                        finally:
-                            self._leases.release(lease)
                 except _NotLeadingError:
                     logger.warning("another worker reconciles now")
                 except (RedisError, OperationalError) as exc:
                     logger.warning("the broker does not answer, the reconciler will try again: %s", exc)
                 except Exception:  # whatever it is, no job may be left alone for it
                     logger.exception("the reconciler failed, and begins anew")
-                self._stopping.wait(min(self._search_every_s, lease_s / 2))
+                self._stopping.wait(min(self._search_every_s, self._own_lease_s / 2))
 
     def _lead(self, lease: Lease) -> None:
         logger.info("reconciling")
@@ -310,15 +308,12 @@ class Reconciler:
             return
         if begun:
             # The broker delivers the dead worker's message once more: nobody begins before the crash is noted.
-            lease = self._leases.acquire(keys.lease(job_id, chunk))
-            if lease is None:
-                return  # somebody has just begun
-            try:
+            with self._leases.held(keys.lease(job_id, chunk)) as lease:
+                if lease is None:
+                    return  # somebody has just begun
                 logger.warning("job %s: the worker of chunk %d has died", job_id, chunk)
                 self._store.note_failure(job_id, chunk, "its worker died", crashed=True, limit=self._chunk_crashes)
                 self._notes.put_down(job_id, chunk)
-            finally:
-                self._leases.release(lease)
         self._put_back(job, chunk)
 
     def _without_worker(self, job_id: str, chunks: set[int]) -> set[int]:

@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import pytest
 from redis import Redis, RedisError
 
@@ -27,6 +29,25 @@ def test_a_lease_has_one_holder_until_it_is_given_up(leases, others):
     assert others.acquire(KEY) is None
     leases.release(lease)
     assert others.acquire(KEY) is not None
+
+
+def test_a_lease_is_held_for_a_block_however_that_ends(leases, others):
+    def fail():
+        assert others.acquire(KEY) is None
+        raise ZeroDivisionError
+
+    with suppress(ZeroDivisionError), leases.held(KEY) as lease:
+        assert not lease.lost
+        fail()
+    assert others.acquire(KEY) is not None
+
+
+def test_who_does_not_get_a_lease_for_a_block_does_not_give_it_up_either(leases, others):
+    lease = others.acquire(KEY)
+    with leases.held(KEY) as none:
+        assert none is None
+    assert leases.acquire(KEY) is None
+    others.release(lease)
 
 
 def test_leases_of_different_keys_do_not_know_each_other(leases, others):
