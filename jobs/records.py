@@ -16,6 +16,7 @@ JobId = Ulid
 """A ULID: job ids sort by the time of their making, and are safe as folder names."""
 
 
+OnError = Literal["continue", "fail"]
 MAX_CHUNK_TOKENS = 32_768
 """Of the real encoder that is a part of 1 to 2 GB. Object stores take 5 GB at once, and a chunk may have more tokens
 than its prompts' lengths tell."""
@@ -83,6 +84,9 @@ class JobOptions(StrictRecord):
         None, description="estimated tokens in one part, at most; default the server's setting"
     )
     deduplicate: bool = Field(True, description="whether prompts that are the same are encoded once")
+    on_error: OnError = Field(
+        "continue", description="'fail' ends the job at the first prompt that fails on its own; 'continue' notes it"
+    )
 
 
 class EncoderInfo(View):
@@ -139,6 +143,8 @@ class JobRecord(Record):
     compression: Literal["none", "zstd"]
     fingerprint: str = Field(description="of the encoder; results of another are never mixed in")
     metadata: dict[str, str]
+    on_error: OnError = "continue"
+    owner: str | None = Field(None, description="name of the key that made it; null if there were no keys")
 
 
 class ChunkFailure(Record):

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.errors import SettingsError
 from jobs.records import MAX_CHUNK_TOKENS
 from jobs.storage import OBJECT_STORES
 
 _PREFIX = "LAYERSTACK_"
+_KEY = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
+
+
+def _words(text: object) -> object:
+    """Cut a list that a variable holds at its commas."""
+    return [word.strip() for word in text.split(",") if word.strip()] if isinstance(text, str) else text
+
+
+def _keys(text: object) -> object:
+    """Read `name:sha256,...`; what is wrong with an entry is told by its position, since it may be a key itself."""
+    words = _words(text)
+    if not isinstance(words, list):
+        return words
+    found: dict[str, str] = {}
+    for position, word in enumerate(words, start=1):
+        parts = _KEY.fullmatch(str(word))
+        if parts is None:
+            raise ValueError(
+                f"entry {position} is not name:sha256, with a name of up to 64 of A-Z a-z 0-9 . _ - and the SHA-256 of "
+                "the key in lower-case hexadecimal; `layerstack keys new NAME` makes one"
+            )
+        if parts[1] in found:
+            raise ValueError(f"entry {position}: the name {parts[1]} is there twice")
+        found[parts[1]] = parts[2]
+    return found or None
+
+
+# NoDecode: pydantic-settings would ask for JSON.
+ApiKeys = Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)]
+"""Name of each key -> the key's SHA-256 in hexadecimal."""
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+"""Origins of web pages, such as `https://example.org`."""
+
 DEMO_MODEL = "demo"
 """A model of this name is the demo checkpoint, which a worker makes in the storage if it is not there."""
 
@@ -35,11 +69,19 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(7860, ge=1, le=65535, description="port the API listens on")
+    api_keys: ApiKeys | None = Field(None, description="who may call: name:sha256, of several with commas between")
+    allow_without_keys: bool = Field(False, description="listen on more than loopback although there are no keys")
+    rate_limit: str | None = Field(None, description="requests of one key, as 600/minute; of several with ; between")
+    cors_origins: Origins | None = Field(None, description="web pages of these origins may call; commas between")
+    predict_queue_max: int = Field(256, ge=1, description="/predict requests that wait for an answer, of all servers")
     predict_max_prompts: int = Field(16, ge=1, description="prompts in one POST /predict")
     predict_timeout_s: float = Field(120.0, gt=0, description="seconds until an unanswered /predict is given up")
     prompt_max_chars: int = Field(200_000, ge=1, description="characters in one prompt")
-    body_max_bytes: int = Field(64 * 2**20, ge=1, description="bytes of a JSON body")
-    upload_max_bytes: int = Field(16 * 2**30, ge=1, description="bytes of an uploaded prompt file")
+    body_max_bytes: int = Field(16 * 2**20, ge=1, description="bytes of a JSON body, expanded")
+    upload_max_bytes: int = Field(16 * 2**30, ge=1, description="bytes of an uploaded prompt file, as it is sent")
+    upload_max_expanded_bytes: int = Field(64 * 2**30, ge=1, description="bytes of a gzip or zstd upload, expanded")
+    job_max_prompts: int = Field(100_000_000, ge=1, description="prompts in one job")
+    presigned_url_s: int = Field(0, ge=0, description="seconds that links to an object store are good; 0 makes none")
     chunk_rows: int = Field(2048, ge=1, le=100_000, description="prompts in one chunk, and so in one part, at most")
     chunk_tokens: int = Field(
         8192, ge=1, le=MAX_CHUNK_TOKENS, description="token rows stored of one chunk, about, at most"
@@ -66,7 +108,10 @@ class Settings(BaseSettings):
     )
     deduplicate_rows: int = Field(2**15, ge=0, description="token rows that a worker remembers, to encode none twice")
     visibility_timeout_s: int = Field(120, ge=1, description="seconds until a dead worker's messages come back")
+    worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's own /metrics")
+    worker_metrics_port: int | None = Field(None, ge=1, le=65535, description="port of the worker's own /metrics")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: Literal["console", "json"] = Field("console", description="of log lines")
 
     @field_validator("broker_url", "reply_url")
     @classmethod
@@ -131,5 +176,5 @@ def _has_valid_port(url: str) -> bool:
 
 def _describe(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     field = str(error["loc"][0])
-    shown = "(hidden)" if field.endswith("_url") else repr(error["input"])
+    shown = "(hidden)" if field.endswith(("_url", "_keys")) else repr(error["input"])
     return f"{_PREFIX}{field.upper()}={shown}: {error['msg'].removeprefix('Value error, ')}"
