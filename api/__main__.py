@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import sys
 
@@ -10,6 +9,7 @@ import uvicorn
 
 from api.app import create_app
 from jobs.errors import SettingsError
+from jobs.loopback import check_exposure, is_loopback
 from jobs.process import begin
 
 logger = logging.getLogger(__name__)
@@ -20,29 +20,24 @@ _GRACE_S = 2
 def main() -> int:
     """Run the server; returns the exit code."""
     settings = begin("api")
-    if not _is_loopback(settings.host):
-        logger.warning("listening on %s: whoever reaches this port can use the encoder", settings.host)
     try:
+        check_exposure(settings)
         app = create_app(settings)
     except SettingsError as exc:
         sys.exit(str(exc))
+    if settings.api_keys is None and not is_loopback(settings.host):
+        logger.warning("listening on %s without keys: whoever reaches this port can use the encoder", settings.host)
     # uvicorn raises the signal that stopped it once more at the end; what `begin` set up makes that exit code 0.
     uvicorn.run(
         app,
         host=settings.host,
         port=settings.port,
         log_config=None,
+        access_log=False,  # ours tell how long a request took, and its id
         timeout_graceful_shutdown=_GRACE_S,
         server_header=False,
     )
     return 0
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

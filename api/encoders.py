@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import cast
 
 from redis.asyncio import Redis
 
+from api.prediction import ConstantRows
 from api.problems import Unavailable
 from jobs import keys
 from jobs.records import EncoderInfo, WorkerPresence
-from jobs.tensors import Array, load_tensors
+from jobs.tensors import load_tensors
 
-ConstantRows = tuple[Array, Array]
-"""Prefix rows `[P, D]` and pad row `[D]`."""
+# Every /predict asks, before it begins and while it waits; workers come and go much more seldom.
+_KNOWN_FOR_S = 0.5
 
 
 class LiveEncoders:
-    """Reads who is there. Constant rows are fetched once a fingerprint.
+    """Reads who is there, at most twice a second. Constant rows are fetched once a fingerprint.
 
     `redis` must be a connection that does not decode answers.
     """
@@ -24,6 +27,9 @@ class LiveEncoders:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._constants: dict[str, ConstantRows] = {}
+        self._known: list[WorkerPresence] = []
+        self._known_until = 0.0
+        self._asking = asyncio.Lock()
 
     async def workers(self) -> list[WorkerPresence]:
         """Return the workers that have loaded an encoder, at least one, the longest-running first.
@@ -32,12 +38,20 @@ class LiveEncoders:
             Unavailable: there is none.
             RedisError: the broker does not answer.
         """
+        async with self._asking:
+            if time.monotonic() > self._known_until:
+                self._known = await self._ask()
+                # Whoever starts a worker waits for it: that there is none is asked again each time.
+                self._known_until = time.monotonic() + (_KNOWN_FOR_S if self._known else 0.0)
+        if not self._known:
+            raise Unavailable("no-worker", "no worker has loaded its encoder yet")
+        return self._known
+
+    async def _ask(self) -> list[WorkerPresence]:
         ids = sorted(name.decode() for name in cast("set[bytes]", await self._redis.smembers(keys.WORKER_IDS)))
         found = await self._redis.mget([keys.worker(worker_id) for worker_id in ids]) if ids else []
         if gone := [worker_id for worker_id, value in zip(ids, found, strict=True) if value is None]:
             await self._redis.srem(keys.WORKER_IDS, *gone)
-        if len(gone) == len(ids):
-            raise Unavailable("no-worker", "no worker has loaded its encoder yet")
         return [WorkerPresence.model_validate_json(value) for value in found if value is not None]
 
     async def current(self) -> EncoderInfo:
@@ -61,5 +75,5 @@ class LiveEncoders:
             if content is None:
                 raise Unavailable("no-worker", f"the workers of the encoder {fingerprint} have gone")
             tensors, _ = load_tensors(content)
-            self._constants[fingerprint] = tensors["prefix_rows"], tensors["pad_row"]
+            self._constants[fingerprint] = ConstantRows(tensors["prefix_rows"], tensors["pad_row"])
         return self._constants[fingerprint]

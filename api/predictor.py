@@ -2,90 +2,114 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
-import numpy as np
+from anyio import CapacityLimiter, to_thread
 from celery import Celery
 from redis.asyncio import Redis
-from starlette.concurrency import run_in_threadpool
+from redis.exceptions import RedisError
 from ulid import ULID
 
+from api.admission import Admission
 from api.encoders import LiveEncoders
+from api.prediction import Prediction
 from api.problems import Problem, invalid
 from jobs import keys
 from jobs.messages import PredictFailure, PredictMessage, PredictReply, unpack_reply
 from jobs.queue import publish_predict
-from jobs.tensors import Array, dense_rows, text_ids
 
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The dense tensors of a request.
-
-    Attributes:
-        prompt_embeds: `[B, L, D]`.
-        text_ids: `[B, L, 4]`, int64.
-        num_tokens: `[B]`, prefix included.
-        truncated: `[B]`.
-        fingerprint: of the encoder.
-        encode_ms: milliseconds that the encoder took.
-    """
-
-    prompt_embeds: Array
-    text_ids: Array
-    num_tokens: Array
-    truncated: Array
-    fingerprint: str
-    encode_ms: float
+logger = logging.getLogger(__name__)
+# Whoever waits looks this often whether there is still a worker.
+_LOOK_EVERY_S = 0.5
+# Publishing takes a millisecond; it must not wait for the threads that uploads hold for minutes.
+_PUBLISHERS = 8
 
 
 class Predictor:
-    """Puts requests on the interactive queue and makes their replies dense."""
+    """Puts requests on the interactive queue and takes their replies."""
 
-    def __init__(self, celery: Celery, reply_redis: Redis, encoders: LiveEncoders, timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        celery: Celery,
+        redis: Redis,
+        reply_redis: Redis,
+        encoders: LiveEncoders,
+        admission: Admission,
+        timeout_s: float,
+    ) -> None:
         self._celery = celery
+        self._redis = redis
         self._reply_redis = reply_redis
         self._encoders = encoders
+        self._admission = admission
         self._timeout_s = timeout_s
+        self._publishers = CapacityLimiter(_PUBLISHERS)
 
     async def predict(self, prompts: list[str]) -> Prediction:
-        """Return the embeddings of `prompts`.
+        """Return the embeddings of `prompts`. Cancelling this tells the workers, who drop what has not begun.
 
         Raises:
-            Unavailable: no worker is there.
-            Problem: 422 for a prompt that cannot be encoded, 504 without an answer in time, 500 if the encoder failed.
+            Unavailable: no worker is there, or the last one has gone meanwhile.
+            Problem: 429 if too many requests wait, 422 for a prompt that cannot be encoded, 504 without an answer in
+                time, 500 if the encoder failed.
             RedisError, kombu.exceptions.OperationalError: the broker does not answer.
         """
+        started = time.perf_counter()
         await self._encoders.current()  # without a worker there is no point in waiting
         request = PredictMessage(request_id=str(ULID()), prompts=prompts, deadline=time.time() + self._timeout_s)
-        await run_in_threadpool(publish_predict, self._celery, request)
-        answer = await self._reply_redis.blpop(keys.reply(request.request_id), timeout=self._timeout_s)
-        if answer is None:
-            raise Problem(504, "no-answer", f"no worker answered within {self._timeout_s:g} s", limit=self._timeout_s)
-        reply = unpack_reply(cast("bytes", answer[1]))
+        async with self._admission.place(request.request_id) as place, self._withdrawn_unless_answered(request):
+            await to_thread.run_sync(publish_predict, self._celery, request, limiter=self._publishers)
+            reply = unpack_reply(await self._reply(request))
+            place.answered = True
         if isinstance(reply, PredictFailure):
             raise _failure(reply, prompts)
-        prefix_rows, pad_row = await self._encoders.constant_rows(reply.fingerprint)
-        return await run_in_threadpool(_dense, reply, prefix_rows, pad_row)
+        waited_ms = (time.perf_counter() - started) * 1e3
+        return await self._prediction(reply, queue_ms=max(0.0, waited_ms - reply.encode_ms))
 
+    async def _reply(self, request: PredictMessage) -> bytes:
+        """Wait for the reply for as long as there are workers and time is left."""
+        while (left_s := request.deadline - time.time()) > 0:
+            wait_s = max(0.01, min(_LOOK_EVERY_S, left_s))
+            answer = await self._reply_redis.blpop([keys.reply(request.request_id)], timeout=wait_s)
+            if answer is not None:
+                return cast("bytes", answer[1])
+            await self._encoders.current()
+        raise Problem(504, "no-answer", f"no worker answered within {self._timeout_s:g} s", limit=self._timeout_s)
 
-def _dense(reply: PredictReply, prefix_rows: Array, pad_row: Array) -> Prediction:
-    batch, max_length = len(reply.own_rows), reply.max_length
-    return Prediction(
-        prompt_embeds=np.stack(
-            [
-                dense_rows(rows, prefix_rows=prefix_rows, pad_row=pad_row, max_length=max_length)
-                for rows in reply.own_rows
-            ]
-        ),
-        text_ids=np.broadcast_to(text_ids(0, max_length), (batch, max_length, 4)),
-        num_tokens=reply.num_tokens,
-        truncated=reply.truncated,
-        fingerprint=reply.fingerprint,
-        encode_ms=reply.encode_ms,
-    )
+    @asynccontextmanager
+    async def _withdrawn_unless_answered(self, request: PredictMessage) -> AsyncIterator[None]:
+        """Tell the workers if the block ends without an answer, also because the client has gone."""
+        try:
+            yield
+        except (Exception, asyncio.CancelledError):
+            request_id = request.request_id
+            try:
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    # The mark is for workers that have not begun the request, the message for the one that has.
+                    pipe.set(keys.withdrawn(request_id), 1, ex=keys.REPLY_TTL_S)
+                    pipe.publish(keys.WITHDRAWN, request_id)
+                    await pipe.execute()
+            except RedisError as exc:
+                logger.warning("request %s cannot be withdrawn: %s", request_id, exc)
+            raise
+
+    async def _prediction(self, reply: PredictReply, queue_ms: float) -> Prediction:
+        return Prediction(
+            own_rows=reply.own_rows,
+            constants=await self._encoders.constant_rows(reply.fingerprint),
+            max_length=reply.max_length,
+            num_tokens=reply.num_tokens,
+            truncated=reply.truncated,
+            fingerprint=reply.fingerprint,
+            encode_ms=reply.encode_ms,
+            queue_ms=queue_ms,
+        )
 
 
 def _failure(failure: PredictFailure, prompts: list[str]) -> Problem:

@@ -15,12 +15,14 @@ from itertools import islice
 from typing import Any
 
 import orjson
+from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from api.media_types import essence
 from jobs.errors import (
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 _SHOWN_CHARS = 200
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 class Problem(HTTPException):
@@ -136,6 +139,8 @@ def respond(problem: Problem) -> Response:
         "detail": problem.detail,
         **problem.members,
     }
+    if problem.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and (request_id := correlation_id.get()):
+        document["request_id"] = request_id  # by which the log lines are found
     return Response(_as_json(document), problem.status_code, problem.headers, MEDIA_TYPE)
 
 
@@ -146,13 +151,26 @@ def _as_json(document: Mapping[str, Any]) -> bytes:
         return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
 
 
-async def _http_error(_request: Request, exc: Exception) -> Response:
+async def _http_error(request: Request, exc: Exception) -> Response:
     if isinstance(exc, Problem):
         return respond(exc)
     if not isinstance(exc, HTTPException):
         raise exc
-    kind = {404: "not-found", 405: "method-not-allowed"}.get(exc.status_code, "http-error")
+    if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(_allowed_methods(request))
+        detail = f"{request.method} is not for this path; allowed: {allowed}"
+        return respond(Problem(405, "method-not-allowed", detail, headers={"Allow": allowed}))
+    kind = {404: "not-found"}.get(exc.status_code, "http-error")
     return respond(Problem(exc.status_code, kind, exc.detail, headers=exc.headers))
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes to a path; Starlette tells those of the first."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 async def _validation_error(request: Request, exc: Exception) -> Response:

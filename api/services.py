@@ -10,8 +10,14 @@ from typing import Annotated
 from celery import Celery
 from fastapi import Depends, Request
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError  # noqa: A004 - redis has one of its own
 
+from api.admission import Admission
 from api.encoders import LiveEncoders
+from api.formats import Renderer
+from api.metrics import Metrics
 from api.predictor import Predictor
 from jobs.queue import make_celery
 from jobs.settings import Settings
@@ -30,17 +36,15 @@ class Services:
     redis: Redis
     encoders: LiveEncoders
     predictor: Predictor
+    renderer: Renderer
+    metrics: Metrics
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, store: JobStore) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, store: JobStore, metrics: Metrics) -> AsyncIterator[Services]:
     """Open what the routes use, and close it at the end. Nothing connects before it is needed."""
-    url = settings.broker_url.get_secret_value()
-    redis = Redis.from_url(url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S)
-    # Waits for a reply as long as a request may take, so it cannot have a socket timeout of its own.
-    reply_redis = Redis.from_url(
-        settings.effective_reply_url, socket_timeout=None, socket_connect_timeout=_SOCKET_TIMEOUT_S
-    )
+    redis = _connect(settings.broker_url.get_secret_value())
+    reply_redis = _connect(settings.effective_reply_url)
     celery = make_celery(settings)
     encoders = LiveEncoders(redis)
     try:
@@ -50,12 +54,28 @@ async def open_services(settings: Settings, store: JobStore) -> AsyncIterator[Se
             celery=celery,
             redis=redis,
             encoders=encoders,
-            predictor=Predictor(celery, reply_redis, encoders, settings.predict_timeout_s),
+            metrics=metrics,
+            predictor=Predictor(
+                celery=celery,
+                redis=redis,
+                reply_redis=reply_redis,
+                encoders=encoders,
+                admission=Admission(redis, settings.predict_queue_max, settings.predict_timeout_s),
+                timeout_s=settings.predict_timeout_s,
+            ),
+            renderer=Renderer(),
         )
     finally:
         await redis.aclose()
         await reply_redis.aclose()
         celery.close()
+
+
+def _connect(url: str) -> Redis:
+    # Once more for a connection that a restarted broker has left dead. The default waits and tries again for longer
+    # than any caller likes to wait for a 503; a broker that hangs is not asked twice.
+    once = Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
+    return Redis.from_url(url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S, retry=once)
 
 
 def _services(request: Request) -> Services:

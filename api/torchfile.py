@@ -1,50 +1,54 @@
-"""A tensor as `torch.save` would write it, without torch.
+"""Tensors as `torch.save` would write them, without torch.
 
-The file is an uncompressed zip with a short pickle that names the tensor's storage, and the storage's bytes. The
+The file is an uncompressed zip with a short pickle that names the storage of each tensor, and the storages' bytes. The
 pickle is written opcode by opcode: the standard library's pickler would have to import the torch globals it names.
 Format: torch/serialization.py, `_save` and `_legacy_load`'s successor `_load`, version 3.
 """
 
 from __future__ import annotations
 
-import io
+import math
+import operator
 import pickle
 import struct
 import zipfile
+from collections.abc import Sequence
+from itertools import accumulate
 
-import numpy as np
-
-from jobs.tensors import Array
+from api.pieces import Pieces
+from api.rows import RowTensor
 
 _STORAGES = {"bfloat16": b"BFloat16Storage", "float16": b"HalfStorage", "float32": b"FloatStorage"}
 
 
-def save_tensor(tensor: Array) -> bytes:
-    """Return bytes that `torch.load(..., weights_only=True)` reads as `tensor`.
+def write_tensors(tensors: Sequence[RowTensor], pieces: Pieces) -> None:
+    """Write a file that `torch.load(..., weights_only=True)` reads: as one tensor if it is stacked, else as a list."""
+    values = [_tensor(tensor, key) for key, tensor in enumerate(tensors)]
+    value = values[0] if tensors[0].stacked else _list(values)
+    # As in torch's own files, checksums and sizes stand behind the bytes, since nothing is written twice.
+    with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
+        # A ZipInfo has a fixed date, so the same tensors are the same bytes.
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), pickle.PROTO + b"\x02" + value + pickle.STOP)
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
+        for key, tensor in enumerate(tensors):
+            entry = zipfile.ZipInfo(f"archive/data/{key}")
+            entry.file_size = tensor.nbytes  # tells whether the entry needs zip64
+            with archive.open(entry, "w") as storage:
+                for run in tensor.runs():
+                    storage.write(run)
+        archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
 
-    Raises:
-        KeyError: the dtype is none of bfloat16, float16 and float32.
-    """
-    contiguous = np.ascontiguousarray(tensor)
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", _pickle(contiguous))
-        archive.writestr("archive/byteorder", "little")
-        archive.writestr("archive/data/0", contiguous.reshape(-1).view(np.uint8).data)
-        archive.writestr("archive/version", "3\n")
-    return file.getvalue()
 
-
-def _pickle(tensor: Array) -> bytes:
+def _tensor(tensor: RowTensor, key: int) -> bytes:
     """Pickle `_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())` in protocol 2."""
-    strides = [stride // tensor.itemsize for stride in tensor.strides]
+    strides = list(accumulate(reversed(tensor.shape[1:]), operator.mul, initial=1))[::-1]
     storage = (
         pickle.MARK
         + _string("storage")
-        + _global(b"torch", _STORAGES[tensor.dtype.name])
-        + _string("0")
+        + _global(b"torch", _STORAGES[tensor.dtype])
+        + _string(str(key))
         + _string("cpu")
-        + _integer(tensor.size)
+        + _integer(math.prod(tensor.shape))
         + pickle.TUPLE
         + pickle.BINPERSID
     )
@@ -60,8 +64,11 @@ def _pickle(tensor: Array) -> bytes:
         + pickle.REDUCE
         + pickle.TUPLE
     )
-    rebuilt = _global(b"torch._utils", b"_rebuild_tensor_v2") + arguments + pickle.REDUCE
-    return pickle.PROTO + b"\x02" + rebuilt + pickle.STOP
+    return _global(b"torch._utils", b"_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+def _list(values: Sequence[bytes]) -> bytes:
+    return pickle.EMPTY_LIST + pickle.MARK + b"".join(values) + pickle.APPENDS
 
 
 def _global(module: bytes, name: bytes) -> bytes:
@@ -78,5 +85,5 @@ def _integer(value: int) -> bytes:
     return pickle.LONG1 + bytes([len(encoded)]) + encoded
 
 
-def _tuple(values: list[int] | tuple[int, ...]) -> bytes:
+def _tuple(values: Sequence[int]) -> bytes:
     return pickle.MARK + b"".join(map(_integer, values)) + pickle.TUPLE

@@ -49,6 +49,7 @@ class Stack:
         token_budget: rows of a forward; default the encoder's.
 
     Attributes:
+        url: where it answers.
         processes: api, worker and broker.
     """
 
@@ -61,7 +62,8 @@ class Stack:
         options: Sequence[str] = (),
         token_budget: int | None = None,
     ) -> None:
-        port = _free_port()
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         self._log = folder / "stack.log"
         self._command = [
             *_layerstack(),
@@ -74,7 +76,7 @@ class Stack:
             # The code beside this file, wherever an installed package would come from.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
         }
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_S, trust_env=False)
+        self._http = httpx.Client(base_url=self.url, timeout=START_S, trust_env=False)
         self.processes: dict[str, psutil.Process] = {}
         self._ready_bytes: dict[str, int] = {}
 
@@ -216,7 +218,8 @@ def _layerstack() -> list[str]:
     return [sys.executable, *(["-m", "layerstack"] if is_module else [str(Path(sys.executable).parent / "layerstack")])]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return cast("int", probe.getsockname()[1])

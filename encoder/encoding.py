@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
+
+from encoder.errors import PromptError
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,17 @@ class Encoding:
     own_rows: torch.Tensor
     num_tokens: int
     truncated: bool
+
+
+class FutureEncodings(Future[list[Encoding | PromptError]]):
+    """The results for prompts that were submitted together.
+
+    Attributes:
+        batches_waited: forwards that began between the submission and the forward that the last of the prompts got into
+            so far.
+    """
+
+    batches_waited = 0
 
 
 def dense_rows(

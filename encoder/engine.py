@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -25,7 +25,7 @@ import torch
 
 from encoder.batching import fill
 from encoder.encoder import Encoder
-from encoder.encoding import Encoding
+from encoder.encoding import Encoding, FutureEncodings
 from encoder.errors import DeadlineExceededError, DeviceFailedError, EngineClosedError, PromptError
 from encoder.hostcopy import HostCopier, PendingCopy
 from encoder.packing import Packing
@@ -52,7 +52,7 @@ class _Submission:
     missing: int
     batches_before: int = 0
     submitted_at: float = field(default_factory=time.monotonic)
-    future: Future[Results] = field(default_factory=Future)
+    future: FutureEncodings = field(default_factory=FutureEncodings)
     settled: bool = False
 
 
@@ -119,7 +119,7 @@ class Engine:
 
     def submit(
         self, prompts: Sequence[str], priority: Priority = Priority.BULK, deadline: float | None = None
-    ) -> Future[Results]:
+    ) -> FutureEncodings:
         """Have `prompts` encoded.
 
         Args:
@@ -254,6 +254,7 @@ class Engine:
                 item.taken = True
                 forwards = counters.started - submission.batches_before
                 waited[submission.priority] = max(waited[submission.priority], forwards)
+                submission.future.batches_waited = max(submission.future.batches_waited, forwards)
                 counters.queue_seconds += now - submission.submitted_at
         counters.started += 1
 

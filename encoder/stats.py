@@ -24,6 +24,7 @@ class EngineStats:
         batches: forwards that succeeded.
         prompts: that went through a forward.
         rows: that went through a forward.
+        capacity: rows that the forwards had room for.
         fill: rows as a share of what the forwards had room for, 0 to 1; more if one prompt is longer than the budget.
         tokenize_seconds: spent in submitting threads.
         queue_seconds: sum over prompts, from the call of `submit`, tokenizing included, to the start of their forward.
@@ -40,6 +41,7 @@ class EngineStats:
     batches: int
     prompts: int
     rows: int
+    capacity: int
     fill: float
     tokenize_seconds: float
     queue_seconds: float
@@ -76,6 +78,7 @@ class Counters:
             batches=self.batches,
             prompts=self.prompts,
             rows=self.rows,
+            capacity=self.capacity,
             fill=self.rows / self.capacity if self.capacity else 0.0,
             tokenize_seconds=self.tokenize_seconds,
             queue_seconds=self.queue_seconds,

@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from jobs.chunking import Chunk, ChunkLimits, Sizes, cut
-from jobs.errors import NoPromptsError, NotEnoughSpaceError, StorageError
-from jobs.layout import JobNames, job_names
+from jobs.errors import NoPromptsError, NotEnoughSpaceError
+from jobs.layout import JobNames, idempotency_digest, job_names
 from jobs.parts import write_prompts
+from jobs.publishing import publish
 from jobs.records import ChunkStarts, EncoderInfo, JobOptions, JobRecord, Prompt, as_json
 from jobs.storage import Storage
 
@@ -29,6 +30,8 @@ def create_job(
     limits: ChunkLimits,
     metadata: Mapping[str, str],
     reserve_bytes: int,
+    owner: str | None,
+    idempotency_key: str | None,
 ) -> JobRecord:
     """Write the files of a new job, `job.json` last; see `JobStore.create`."""
     created_at = datetime.now(UTC)
@@ -54,17 +57,28 @@ def create_job(
             compression=options.compression,
             fingerprint=encoder.fingerprint,
             metadata=dict(metadata),
+            on_error=options.on_error,
+            owner=owner,
+            idempotency=None if idempotency_key is None else idempotency_digest(owner, idempotency_key),
         )
         storage.write(names.chunks, as_json(ChunkStarts(starts=tuple(starts))))
-        storage.write(names.record, as_json(record))
-        # Somebody may have taken the folder for abandoned while it was written.
-        if len(storage.files(names.prompts_folder)) != record.num_chunks:
-            raise StorageError(f"{names.prompts_folder}: prompts of the new job have been deleted")  # noqa: TRY301 - the clean-up below is for this as well
     except BaseException:
-        storage.delete(names.record)
-        storage.delete_folder(names.folder)
+        _clean_up(storage, names)
         raise
-    return record
+    try:
+        published = publish(storage, record)
+    except BaseException:
+        if record.idempotency is None:  # else it may be there for somebody who asked with the same key
+            _clean_up(storage, names)
+        raise
+    if published.id != job_id:
+        _clean_up(storage, names)
+    return published
+
+
+def _clean_up(storage: Storage, names: JobNames) -> None:
+    storage.delete(names.record)
+    storage.delete_folder(names.folder)
 
 
 def _write_chunks(

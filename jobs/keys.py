@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-WORKER_TTL_S = 15
+WORKER_TTL_S = 6
 REPLY_TTL_S = 120
 PROGRESS_TTL_S = 600
 EVENTS_TTL_S = 600
 CANCELLED_TTL_S = 86_400
 MAX_EVENTS = 100_000
+MAX_QUEUE = 1000
 
 WORKER_IDS = "layerstack:workers"
 """Set of the ids of workers; some may have died."""
@@ -15,8 +16,26 @@ WORKER_IDS = "layerstack:workers"
 EVENTS = "layerstack:events"
 """List of JSON `JobEvent`, for the reconciler; what is lost there, it finds in the files."""
 
+PREDICT_WAITING = "layerstack:predict:waiting"
+"""Sorted set request id -> deadline, of /predict requests that have been accepted and not answered."""
+
+PREDICT_ANSWERED = "layerstack:predict:answered"
+"""List of when the last /predict requests were answered, newest first."""
+
+WITHDRAWN = "layerstack:withdrawn"
+"""Channel that tells workers the ids of /predict requests nobody waits for any more."""
+
+QUEUE = "layerstack:queue"
+"""JSON list of the ids of unfinished jobs, oldest first, the first `MAX_QUEUE` of them; the reconciler renews it."""
+
+JOB_COUNTS = "layerstack:job-counts"
+"""Hash status -> number of jobs, as far as the reconciler knows, which renews it once it has looked at all."""
+
 RECONCILER = "layerstack:reconciler"
 """Lease of the one worker that reconciles."""
+
+RATE_LIMIT = "layerstack:rate"
+"""Prefix of the counters of rate limits; they expire with their windows."""
 
 
 def worker(worker_id: str) -> str:
@@ -32,6 +51,11 @@ def encoder(fingerprint: str) -> str:
 def reply(request_id: str) -> str:
     """List that gets the one reply to a predict request."""
     return f"layerstack:reply:{request_id}"
+
+
+def withdrawn(request_id: str) -> str:
+    """Set when nobody waits for a predict request any more, for workers that have not begun it."""
+    return f"layerstack:withdrawn:{request_id}"
 
 
 def progress(job_id: str) -> str:
@@ -50,5 +74,5 @@ def trouble(job_id: str) -> str:
 
 
 def cancelled(job_id: str) -> str:
-    """Set when a job is cancelled, so that workers see it at once; the mark in the storage is what counts."""
+    """Set when a job is cancelled, or fails with `on_error` "fail", so that workers see it at once; its files count."""
     return f"layerstack:cancelled:{job_id}"

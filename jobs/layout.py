@@ -7,12 +7,15 @@ jobs/{job_id}/
     parts/00000.parquet     the chunk's result: it appears whole or not at all
     parts/00000.json        what is in it; written once it has been checked, so a part counts once this does
     failures/00000.json     why the chunk failed as a whole, and how often
-    cancelled, expired      marks
+    started, cancelled, expired     marks
     manifest.json           written last
+idempotency/{digest}.json   which job an owner's `Idempotency-Key` has made
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,6 +24,7 @@ from jobs.errors import JobNotFoundError
 from jobs.records import ULID_PATTERN
 
 JOBS = "jobs"
+IDEMPOTENCY = "idempotency"
 _JOB_ID = re.compile(ULID_PATTERN)
 _NUMBERED = re.compile(r"(\d{5,})\.(parquet|json)")
 
@@ -45,6 +49,11 @@ class JobNames:
     def manifest(self) -> str:
         """What came out."""
         return f"{self.folder}/manifest.json"
+
+    @property
+    def started(self) -> str:
+        """The mark that a chunk has been begun."""
+        return f"{self.folder}/started"
 
     @property
     def cancelled(self) -> str:
@@ -97,6 +106,16 @@ def job_names(job_id: str) -> JobNames:
     if not is_job_id(job_id):
         raise JobNotFoundError(job_id)
     return JobNames(f"{JOBS}/{job_id}")
+
+
+def idempotency_digest(owner: str | None, key: str) -> str:
+    """Return what an `Idempotency-Key` of an owner is called here: any text may be a key, not any text a file name."""
+    return hashlib.sha256(json.dumps([owner, key]).encode()).hexdigest()
+
+
+def idempotency_marker(digest: str) -> str:
+    """The name of the marker that tells which job a key has made."""
+    return f"{IDEMPOTENCY}/{digest}.json"
 
 
 def is_job_id(name: str) -> bool:

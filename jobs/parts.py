@@ -150,14 +150,7 @@ class PartWriter:
         self._pending: list[dict[str, Any]] = []
         self._pending_bytes = 0
         self.counts = RowCounts()
-        self._writer = pq.ParquetWriter(
-            sink,
-            PART_SCHEMA,
-            compression=compression,
-            # Neither helps for bytes that never repeat, and both cost a pass over them.
-            use_dictionary=False,
-            write_statistics=["index", "id", "num_tokens", "truncated"],
-        )
+        self._writer = open_writer(sink, compression)
 
     def __enter__(self) -> Self:
         return self
@@ -179,9 +172,7 @@ class PartWriter:
     def close(self) -> None:
         """Write what is left, and the footer."""
         self._flush()
-        # As metadata of the schema it would be stored twice, once more inside pyarrow's own copy of the schema.
-        self._writer.add_key_value_metadata({HEADER_KEY.decode(): self._header.model_dump_json()})
-        self._writer.close()
+        close_writer(self._writer, self._header)
 
     def _columns(self, row: EncodedRow) -> dict[str, Any]:
         columns: dict[str, Any] = {"index": row.index, "id": row.id, "prompt": row.prompt}
@@ -205,6 +196,25 @@ class PartWriter:
         if self._pending:
             self._writer.write_table(_part_table(self._pending), row_group_size=len(self._pending))
         self._pending, self._pending_bytes = [], 0
+
+
+def open_writer(sink: IO[bytes] | io.RawIOBase, compression: Literal["none", "zstd"]) -> pq.ParquetWriter:
+    """Begin a file with the columns of a part."""
+    return pq.ParquetWriter(
+        sink,
+        PART_SCHEMA,
+        compression=compression,
+        # Neither helps for bytes that never repeat, and both cost a pass over them.
+        use_dictionary=False,
+        write_statistics=["index", "id", "num_tokens", "truncated"],
+    )
+
+
+def close_writer(writer: pq.ParquetWriter, header: PartHeader) -> None:
+    """Write the footer, with the header in it."""
+    # As metadata of the schema it would be stored twice, once more inside pyarrow's own copy of the schema.
+    writer.add_key_value_metadata({HEADER_KEY.decode(): header.model_dump_json()})
+    writer.close()
 
 
 def read_header(file: pq.ParquetFile, name: str) -> PartHeader:

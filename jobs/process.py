@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 
-from jobs import logs
+from jobs import logs, tracing
 from jobs.errors import SettingsError
 from jobs.settings import Settings, load_settings
 
 
 def begin(role: str) -> Settings:
-    """Read the settings and set up log lines and signals; the first thing that a process of ours does.
+    """Read the settings and set up log lines, traces and signals; the first thing that a process of ours does.
 
     From here on SIGTERM and SIGINT end the process at once with exit code 0, until it has something to finish and sets
     handlers of its own.
@@ -26,7 +26,8 @@ def begin(role: str) -> Settings:
         signal.signal(number, lambda _number, _frame: sys.exit(0))
     try:
         settings = load_settings()
+        logs.set_up(role, settings.log_level, settings.log_format)
+        tracing.set_up(role)
     except SettingsError as exc:
         sys.exit(str(exc))
-    logs.set_up(role, settings.log_level)
     return settings

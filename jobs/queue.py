@@ -15,6 +15,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 from redis import Redis
 
+from jobs import tracing
 from jobs.messages import ChunkMessage, PredictMessage
 from jobs.settings import Settings
 
@@ -71,7 +72,9 @@ def publish_predict(app: Celery, message: PredictMessage) -> None:
     Raises:
         kombu.exceptions.OperationalError: the broker does not answer.
     """
-    app.send_task(PREDICT_TASK, kwargs={"message": message.model_dump(mode="json")}, queue=INTERACTIVE, retry=False)
+    kwargs = {"message": message.model_dump(mode="json")}
+    with tracing.sending(PREDICT_TASK, INTERACTIVE) as headers:
+        app.send_task(PREDICT_TASK, kwargs=kwargs, queue=INTERACTIVE, retry=False, headers=headers)
 
 
 def publish_chunks(app: Celery, messages: Iterable[ChunkMessage]) -> None:

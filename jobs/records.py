@@ -52,7 +52,7 @@ class JobStatus(StrEnum):
     SUCCEEDED = "succeeded"
     """The manifest is written; rows that failed on their own are counted in it."""
     FAILED = "failed"
-    """A chunk used up its attempts, and all others are done: they stay readable, `retry` does the rest."""
+    """A chunk was given up, and all others are done, or are not begun for it (`on_error`): `retry` does the rest."""
     CANCELLING = "cancelling"
     """Asked to stop; a chunk is still being put down."""
     CANCELLED = "cancelled"
@@ -110,6 +110,28 @@ class EncoderInfo(View):
     random_weights: bool
 
 
+class WorkerCounters(Record):
+    """What a worker has counted since its start, and what waits now. `encoder.EngineStats` says what each means."""
+
+    token_budget: int
+    waiting_prompts: dict[Literal["interactive", "bulk"], int]
+    waiting_rows: int
+    batches_waited: dict[Literal["interactive", "bulk"], int]
+    batches: int
+    prompts: int
+    rows: int
+    capacity: int
+    tokenize_seconds: float
+    queue_seconds: float
+    encode_seconds: float
+    out_of_memory: int
+    failed_prompts: int
+    dropped_prompts: int
+    written_parts: int = Field(description="that have been checked and count")
+    written_rows: int
+    written_bytes: int
+
+
 class WorkerPresence(Record):
     """A worker that has loaded its encoder, as it announces itself in Redis."""
 
@@ -117,6 +139,7 @@ class WorkerPresence(Record):
     host: str
     started_at: datetime
     encoder: EncoderInfo
+    counters: WorkerCounters | None = None
 
 
 class Prompt(Record):
@@ -145,6 +168,14 @@ class JobRecord(Record):
     metadata: dict[str, str]
     on_error: OnError = "continue"
     owner: str | None = Field(None, description="name of the key that made it; null if there were no keys")
+    idempotency: str | None = Field(None, description="digest that names the marker of its `Idempotency-Key`, if any")
+
+
+class IdempotencyMarker(Record):
+    """`idempotency/{digest}.json`: the job that an `Idempotency-Key` has made, before or after that job is there."""
+
+    version: Literal[1] = 1
+    record: JobRecord
 
 
 class ChunkFailure(Record):
@@ -160,7 +191,7 @@ class ChunkFailure(Record):
 
 
 class Mark(Record):
-    """`cancelled` and `expired`: when that was."""
+    """`started`, `cancelled` and `expired`: when that was."""
 
     version: Literal[1] = 1
     at: datetime
@@ -223,6 +254,7 @@ class PartView(View):
     """A finished part, as a job shows it."""
 
     index: int
+    rows: int
     bytes: int
     url: str
 
@@ -236,6 +268,19 @@ class OptionsView(View):
     chunk_rows: int
     chunk_tokens: int
     deduplicate: bool
+    on_error: OnError
+
+
+class StateTimes(View):
+    """When a job came into each of the states that it has reached; null for the others."""
+
+    queued: datetime | None = None
+    running: datetime | None = None
+    succeeded: datetime | None = None
+    failed: datetime | None = None
+    cancelling: datetime | None = None
+    cancelled: datetime | None = None
+    expired: datetime | None = None
 
 
 class JobView(View):
@@ -244,11 +289,19 @@ class JobView(View):
     id: JobId
     status: JobStatus
     created_at: datetime
+    started_at: datetime | None = Field(description="when its first chunk was begun")
     finished_at: datetime | None
+    times: StateTimes
     num_prompts: int
     num_done: int = Field(description="prompts encoded so far, those of unfinished parts included")
-    num_failed: int | None = Field(description="rows that failed on their own; known once the job has finished")
-    num_truncated: int | None = Field(description="prompts cut to max_length; known once the job has finished")
+    num_succeeded: int | None = Field(
+        description="rows with an embedding; of the finished parts until it has succeeded"
+    )
+    num_failed: int | None = Field(description="rows that failed on their own; likewise")
+    num_truncated: int | None = Field(description="prompts cut to max_length; likewise")
+    rate: float | None = Field(description="prompts a second lately; while it runs")
+    eta_s: float | None = Field(description="seconds until it is done at that rate")
+    queue_position: int | None = Field(description="unfinished jobs that were made before it; while it is queued")
     num_parts: int
     num_parts_done: int
     num_parts_failed: int = Field(0, description="parts whose chunk used up its attempts")
@@ -257,7 +310,8 @@ class JobView(View):
     fingerprint: str
     metadata: dict[str, str]
     error: str | None
-    parts: list[PartView]
+    parts: list[PartView] = Field(description="finished parts, the first of those that were asked for")
+    parts_next: int | None = Field(description="give it as `parts_after` for more parts; null if there are none")
 
 
 def as_json(record: Record | View) -> bytes:

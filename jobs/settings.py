@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     attention: str = Field("auto", description="auto, varlen or sdpa")
     token_budget: int | None = Field(None, ge=1, description="token rows in one forward; default by device")
     deterministic: bool = Field(False, description="the same bits for a prompt in any batch")
-    interactive_threads: int = Field(2, ge=1, description="slots that only /predict uses")
+    interactive_threads: int = Field(64, ge=1, description="/predict requests that a worker encodes at a time")
     bulk_threads: int = Field(2, ge=1, description="slots that only jobs use")
     chunk_attempts: int = Field(3, ge=1, description="attempts at a chunk that end in an error, before it is given up")
     chunk_crashes: int = Field(5, ge=1, description="attempts at a chunk whose worker dies, before it is given up")

@@ -108,6 +108,10 @@ class Storage(ABC):
         """Return the path of a file on this machine, or None if it is not here."""
         return None
 
+    def signed_url(self, name: str, seconds: int) -> str | None:  # noqa: ARG002 - for those that have one
+        """Return a URL by which anybody may GET a file for so long, or None if there is no such thing here."""
+        return None
+
     def stream(self, name: str, start: int, stop: int, piece_bytes: int = 2**20) -> Iterator[bytes]:
         """Yield bytes `start` to `stop` of a file in pieces.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import islice
-from typing import IO, TypeVar
+from typing import IO
 
-from pydantic import BaseModel, ValidationError
 from ulid import ULID
 
 from jobs.chunking import ChunkLimits
+from jobs.counting import PartCounter
 from jobs.creation import create_job
 from jobs.errors import (
     JobNotFoundError,
@@ -23,12 +22,14 @@ from jobs.errors import (
     RecordFormatError,
     ResultsExpiredError,
 )
-from jobs.layout import JOBS, JobNames, is_job_id, job_names, json_index, part_index
+from jobs.layout import JOBS, idempotency_digest, is_job_id, job_names
 from jobs.parts import read_prompts
-from jobs.progress import JobFiles
+from jobs.progress import Counts, JobFiles
+from jobs.publishing import find, withdraw
+from jobs.rate import Reported
+from jobs.reading import JobReader
 from jobs.records import (
     ChunkFailure,
-    ChunkStarts,
     EncoderInfo,
     JobOptions,
     JobRecord,
@@ -43,7 +44,6 @@ from jobs.records import (
 )
 from jobs.storage import Storage
 
-_R = TypeVar("_R", bound=BaseModel)
 _KNOWN_JOBS = 256
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,9 @@ class JobStore:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        # What never changes, and is needed for every chunk of a job.
-        self._starts = lru_cache(_KNOWN_JOBS)(self._read_starts)
+        self._reader = JobReader(storage)
+        self._started = lru_cache(_KNOWN_JOBS)(self._mark_started)
+        self._counter = PartCounter(self.report)
 
     def create(
         self,
@@ -69,10 +70,13 @@ class JobStore:
         limits: ChunkLimits,
         metadata: Mapping[str, str],
         reserve_bytes: int = 0,
+        owner: str | None = None,
+        idempotency_key: str | None = None,
     ) -> JobRecord:
         """Store a new job, reading `prompts` once and holding a few chunks of them.
 
-        Nothing of it stays if this raises, also when `prompts` does.
+        Nothing of it stays if this raises, also when `prompts` does. With an `idempotency_key` there is one exception:
+        if the storage fails at the very end, the job may be there for whoever asks with the same key.
 
         Args:
             prompts: what to encode.
@@ -81,6 +85,11 @@ class JobStore:
             limits: of a chunk, where the options do not say.
             metadata: kept with the job.
             reserve_bytes: what the results have to leave free.
+            owner: name of the key that makes it.
+            idempotency_key: if a job of the same key and owner exists at the end, this one is dropped.
+
+        Returns:
+            The new job, or the one of the same key.
 
         Raises:
             NoPromptsError: there are none.
@@ -96,34 +105,59 @@ class JobStore:
             limits=limits,
             metadata=metadata,
             reserve_bytes=reserve_bytes,
+            owner=owner,
+            idempotency_key=idempotency_key,
         )
+
+    def created_before(self, owner: str | None, idempotency_key: str) -> str | None:
+        """Return the id of the job that an earlier `create` with this key made for this owner, if it still exists."""
+        found = find(self.storage, idempotency_digest(owner, idempotency_key))
+        return found.id if found else None
 
     def load(self, job_id: str) -> JobRecord:
         """Return what was asked."""
-        record = self._read_or_none(job_names(job_id).record, JobRecord)
-        if record is None:
-            raise JobNotFoundError(job_id)
-        return record
+        return self._reader.record(job_id)
 
     def exists(self, job_id: str) -> bool:
         """Whether there is such a job."""
-        return self.storage.size(job_names(job_id).record) is not None
+        return self._reader.exists(job_id)
+
+    def check_owner(self, job_id: str, owner: str | None) -> None:
+        """Find out whether a job is `owner`'s; without an owner, every job is. Whether it still exists is not asked.
+
+        Raises:
+            JobNotFoundError: it is somebody else's, or nobody's, or there is none.
+        """
+        if owner is not None and not self._reader.is_of(job_id, owner):
+            raise JobNotFoundError(job_id)
 
     def files(self, job_id: str) -> JobFiles:
         """Return all that the job's files say."""
-        names, record = job_names(job_id), self.load(job_id)
+        names, record, starts = job_names(job_id), self.load(job_id), self._reader.starts(job_id)
         present = self.marks(job_id)
-        manifest = self._read_or_none(names.manifest, Manifest) if names.manifest in present else None
-        parts = {part.index: part.bytes for part in manifest.parts} if manifest else self._parts(names)
+        manifest = self._reader.read_or_none(names.manifest, Manifest) if names.manifest in present else None
+        if manifest:
+            parts, reported = {part.index: part.bytes for part in manifest.parts}, list[Reported]()
+        else:
+            parts, reported = self._reader.parts(names, starts)
         return JobFiles(
             record=record,
-            starts=self._starts(job_id),
+            starts=starts,
             parts=parts,
-            failures={} if manifest else self._failures(names, parts),
+            failures={} if manifest else self._reader.failures(names, parts),
             manifest=manifest,
-            cancelled=self._read_or_none(names.cancelled, Mark) if names.cancelled in present else None,
-            expired=self._read_or_none(names.expired, Mark) if names.expired in present else None,
+            started=self._reader.read_or_none(names.started, Mark) if names.started in present else None,
+            cancelled=self._reader.read_or_none(names.cancelled, Mark) if names.cancelled in present else None,
+            expired=self._reader.read_or_none(names.expired, Mark) if names.expired in present else None,
+            reported=reported,
         )
+
+    def counts(self, files: JobFiles) -> Counts | None:
+        """Return how many rows of the finished parts succeeded, failed and were cut; None if that is too much to read.
+
+        What the reports of a job's parts say is remembered; the first call reads up to 1,000 of them.
+        """
+        return self._counter.counts(files)
 
     def marks(self, job_id: str) -> dict[str, datetime]:
         """Return when each file of the job's own folder was written: `manifest.json` is one, parts are none."""
@@ -137,15 +171,19 @@ class JobStore:
         """Whether a job has succeeded."""
         return self.storage.size(job_names(job_id).manifest) is not None
 
-    def list_ids(self, *, limit: int, after: str | None = None) -> list[str]:
-        """Return up to `limit` job ids, newest first, those older than `after` if that is given."""
+    def newest(self, *, after: str | None = None, owner: str | None = None) -> Iterator[str]:
+        """Yield the ids of jobs, newest first: those older than `after`, and those of `owner`, if these are given.
+
+        One listing names all jobs. Whether one exists, and whose it is, is looked up when it is its turn.
+        """
         folders = (name for name in self.storage.folders(JOBS) if is_job_id(name))
-        older = sorted((name for name in folders if after is None or name < after), reverse=True)
-        return list(islice((job_id for job_id in older if self.exists(job_id)), limit))
+        for job_id in sorted((name for name in folders if after is None or name < after), reverse=True):
+            if (owner is None or self._reader.is_of(job_id, owner)) and self.exists(job_id):
+                yield job_id
 
     def num_rows(self, job_id: str, chunk: int) -> int:
         """Return how many prompts a chunk has."""
-        starts = self._starts(job_id)
+        starts = self._reader.starts(job_id)
         return starts[chunk + 1] - starts[chunk]
 
     def prompts(self, job_id: str, chunk: int) -> Iterator[tuple[int, Prompt]]:
@@ -159,6 +197,10 @@ class JobStore:
             raise RecordFormatError(f"the prompts of chunk {chunk} are missing ({exc})") from exc
 
     # What workers write.
+
+    def begin(self, job_id: str) -> None:
+        """Note that a chunk is begun; the first time of a job counts."""
+        self._started(job_id)
 
     @contextmanager
     def new_part(self, job_id: str, chunk: int) -> Iterator[IO[bytes]]:
@@ -180,7 +222,7 @@ class JobStore:
         Raises:
             PartNotReadyError: it does not count yet.
         """
-        report = self._read_or_none(job_names(job_id).report(chunk), PartReport)
+        report = self._reader.read_or_none(job_names(job_id).report(chunk), PartReport)
         if report is None:
             raise PartNotReadyError(f"part {chunk} of job {job_id} is not there yet")
         return report
@@ -207,7 +249,7 @@ class JobStore:
             limit: attempts of this kind that a chunk has.
         """
         name = job_names(job_id).failure(chunk)
-        earlier = self._failure(name)
+        earlier = self._reader.failure(name)
         attempts = (earlier.attempts if earlier else 0) + (not crashed)
         crashes = (earlier.crashes if earlier else 0) + crashed
         failure = ChunkFailure(
@@ -223,7 +265,7 @@ class JobStore:
 
     def failure(self, job_id: str, chunk: int) -> ChunkFailure | None:
         """Return what went wrong with a chunk so far, if anything did."""
-        return self._failure(job_names(job_id).failure(chunk))
+        return self._reader.failure(job_names(job_id).failure(chunk))
 
     def write_manifest(self, job_id: str, manifest: Manifest) -> None:
         """Finish a job, unless it is finished already."""
@@ -252,6 +294,15 @@ class JobStore:
         """Whether a job is to be stopped, or deleted."""
         return self.storage.size(job_names(job_id).cancelled) is not None or not self.exists(job_id)
 
+    def is_stopped(self, job_id: str) -> bool:
+        """Whether no chunk of a job is to go on: it is cancelled or deleted, or failed while others are under way."""
+        if self.is_cancelled(job_id):
+            return True
+        if self._reader.fixed(job_id).on_error == "continue":
+            return False
+        failures = self._reader.failures(job_names(job_id), ())
+        return any(each.gave_up and not self.has_part(job_id, chunk) for chunk, each in failures.items())
+
     def retry(self, job_id: str) -> None:
         """Let a job go on that failed or was cancelled; one that succeeded is checked again, and repaired.
 
@@ -269,9 +320,11 @@ class JobStore:
     def delete(self, job_id: str) -> None:
         """Delete a job and its results. From the first moment there is no such job any more."""
         names = job_names(job_id)
-        if not self.exists(job_id):
-            raise JobNotFoundError(job_id)
-        self.storage.delete(names.record)
+        try:
+            withdraw(self.storage, self.load(job_id))
+        except RecordFormatError as exc:
+            logger.warning("job %s is deleted all the same: %s", job_id, exc)
+            self.storage.delete(names.record)
         self.storage.delete_folder(names.folder)
 
     def expire(self, job_id: str) -> None:
@@ -307,7 +360,7 @@ class JobStore:
             ResultsExpiredError: the results are not there any more.
         """
         status = self._status_without_expired(job_id)
-        manifest = self._read_or_none(job_names(job_id).manifest, Manifest)
+        manifest = self._reader.read_or_none(job_names(job_id).manifest, Manifest)
         if manifest is None:
             raise PartNotReadyError(f"job {job_id} has no results yet: it is {status}")
         return manifest
@@ -318,41 +371,11 @@ class JobStore:
             raise ResultsExpiredError(f"the results of job {job_id} expired at {files.expired.at:%Y-%m-%d %H:%M} UTC")
         return files.status()
 
-    def _read_starts(self, job_id: str) -> tuple[int, ...]:
-        name = job_names(job_id).chunks
-        found = self._read_or_none(name, ChunkStarts)
-        if found is not None:
-            return found.starts
-        if self.exists(job_id):  # it must not be taken for an upload that was cut off, and deleted
-            raise RecordFormatError(f"{name} is missing")
-        raise JobNotFoundError(job_id)
-
-    def _parts(self, names: JobNames) -> dict[int, int]:
-        files = self.storage.files(names.parts_folder)
-        checked = {json_index(file.name) for file in files}
-        return {n: file.size for file in files if (n := part_index(file.name)) is not None and n in checked}
-
-    def _failures(self, names: JobNames, parts: Container[int]) -> dict[int, ChunkFailure]:
-        """Return what went wrong with chunks that are not done; there may be many that went well in the end."""
-        listed = [json_index(file.name) for file in self.storage.files(names.failures_folder)]
-        read = {n: self._failure(names.failure(n)) for n in listed if n is not None and n not in parts}
-        return {chunk: failure for chunk, failure in read.items() if failure is not None}
-
-    def _failure(self, name: str) -> ChunkFailure | None:
-        """Return what a file says of a failure. One that cannot be read counts for nothing: it holds no rows."""
-        try:
-            return self._read_or_none(name, ChunkFailure)
-        except RecordFormatError as exc:
-            logger.error("attempts are counted anew: %s", exc)  # noqa: TRY400 - the message says it all
-            return None
-
-    def _read_or_none(self, name: str, kind: type[_R]) -> _R | None:
-        try:
-            return kind.model_validate_json(self.storage.read(name))
-        except FileNotFoundError:
-            return None
-        except ValidationError as exc:
-            raise RecordFormatError(f"{name} is damaged, or of another version of layerstack: {exc}") from exc
+    def _mark_started(self, job_id: str) -> None:
+        name = job_names(job_id).started
+        if self.storage.size(name) is None:
+            with suppress(FileExistsError), self.storage.new_file(name) as file:
+                file.write(as_json(Mark(at=datetime.now(UTC))))
 
     def _write_record(self, name: str, record: Record | View) -> None:
         self.storage.write(name, as_json(record))

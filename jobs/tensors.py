@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import ml_dtypes
 import numpy as np
@@ -30,9 +31,21 @@ _SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype(np.int64),
     "BOOL": np.dtype(np.bool_),
 }
+_SAFETENSORS_CODES = {dtype.name: code for code, dtype in _SAFETENSORS_DTYPES.items()}
 
 if sys.byteorder != "little":
     raise ImportError("layerstack stores little-endian values and runs on little-endian machines only")
+
+
+def dtype_name(array: Array) -> DtypeName:
+    """Return the name of the dtype of rows.
+
+    Raises:
+        TensorFormatError: it is none that rows have.
+    """
+    if array.dtype.name not in DTYPES:
+        raise TensorFormatError(f"rows are {', '.join(DTYPES)}, not {array.dtype.name}")
+    return cast("DtypeName", array.dtype.name)
 
 
 def save_tensors(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -61,6 +74,29 @@ def load_tensors(content: bytes) -> tuple[dict[str, Array], dict[str, str]]:
         return tensors, header.get("__metadata__", {})
     except (SafetensorError, KeyError, ValueError) as exc:
         raise TensorFormatError(f"not a safetensors file of ours: {exc}") from exc
+
+
+def safetensors_header(
+    tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return the beginning of a safetensors file, for one that is too large to be made in memory.
+
+    Args:
+        tensors: name, name of the dtype and shape of each, in the order in which their bytes follow without gaps.
+        metadata: strings by name.
+
+    Raises:
+        KeyError: a dtype that we never write.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    stop = 0
+    for name, dtype, shape in tensors:
+        code = _SAFETENSORS_CODES[dtype]
+        start, stop = stop, stop + math.prod(shape) * _SAFETENSORS_DTYPES[code].itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the first tensor lies at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
 
 
 def dense_rows(own_rows: Array, *, prefix_rows: Array, pad_row: Array, max_length: int) -> Array:

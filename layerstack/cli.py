@@ -5,14 +5,17 @@ Exit codes: 0 done; 1 it could not be done, and standard error says why and what
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import httpx
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,19 +23,23 @@ from rich.table import Table
 import layerstack
 from jobs.errors import JobsError
 from jobs.records import JobView
-from jobs.settings import DEMO_MODEL, load_settings
+from jobs.settings import DEMO_MODEL, ApiKeys, load_settings
 from jobs.tensors import save_tensors
-from layerstack.client import DEFAULT_URL, Client
-from layerstack.errors import LayerstackError, LocalStackError, ServerUnreachableError
+from layerstack.client import DEFAULT_URL, KEY_VARIABLE, Client
+from layerstack.errors import LayerstackError, LocalStackError, ServerError, ServerUnreachableError
 
 app = typer.Typer(
     no_args_is_help=True, help="Prompts in, FLUX.2 text conditioning out.", pretty_exceptions_enable=False
 )
 jobs_app = typer.Typer(no_args_is_help=True, help="Long prompt lists, fetched later as Parquet.")
 app.add_typer(jobs_app, name="jobs")
+keys_app = typer.Typer(no_args_is_help=True, help="Keys of callers, for a server that asks for them.")
+app.add_typer(keys_app, name="keys")
 
 _out = Console()
 _err = Console(stderr=True, highlight=False)
+
+_AFTER_401 = f"set {KEY_VARIABLE} to a key that whoever runs the server gave you"
 
 Url = Annotated[str, typer.Option("--url", envvar="LAYERSTACK_URL", help="The server.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -44,6 +51,8 @@ def main() -> None:
         app()
     except ServerUnreachableError as exc:
         _fail(f"{exc}; start a server with `layerstack up`, or name one with --url or LAYERSTACK_URL")
+    except ServerError as exc:
+        _fail(f"{exc}; {_AFTER_401}" if exc.status == httpx.codes.UNAUTHORIZED else str(exc))
     except (LayerstackError, JobsError) as exc:
         _fail(str(exc))
     except OSError as exc:
@@ -228,6 +237,25 @@ def fetch(
         manifest = client.fetch(job_id, output, on_part=lambda part: progress.advance(task, part.bytes))
     _out.print(str(output), soft_wrap=True)
     _say(f"{manifest.rows} rows in {len(manifest.parts)} parts, {manifest.failed} of them failed")
+
+
+@keys_app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Who the key is for; jobs made with it belong to this name.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a key, and the entry with which a server knows it. The key is shown this once and kept nowhere."""
+    key = f"ls_{secrets.token_urlsafe(32)}"
+    entry = f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
+    try:
+        TypeAdapter(ApiKeys).validate_python(entry)
+    except ValidationError as exc:
+        raise typer.BadParameter(f"{name!r} is not a name of up to 64 of A-Z a-z 0-9 . _ -", param_hint="NAME") from exc
+    if as_json:
+        _print_json({"name": name, "key": key, "entry": entry})
+        return
+    _out.print(f"key    {key}\nentry  {entry}", highlight=False, soft_wrap=True)
+    _say(f"add the entry to LAYERSTACK_API_KEYS of the server; the caller sets {KEY_VARIABLE} to the key")
 
 
 def _print_json(value: dict[str, Any] | BaseModel | list[JobView]) -> None:

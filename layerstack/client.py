@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ from jobs.files import remove_unfinished, sha256_of, sync_folder, written_whole
 from jobs.layout import JobNames
 from jobs.records import EncoderInfo, JobView, Manifest, PartSummary
 from jobs.tensors import Array, load_tensors
-from layerstack.errors import AnswerLostError, DownloadError, ServerError, ServerUnreachableError
+from layerstack.errors import AnswerLostError, ApiKeyError, DownloadError, ServerError, ServerUnreachableError
 
 DEFAULT_URL = "http://127.0.0.1:7860"
+KEY_VARIABLE = "LAYERSTACK_API_KEY"
 _NOTHING_SENT = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -54,13 +57,24 @@ class Client:
 
     Every method raises `ServerUnreachableError` if nobody answers, and `ServerError` if the server says no; `submit`
     tells apart whether anything was sent.
+
+    Args:
+        url: of the server.
+        api_key: a key of the server, if it has any; default the environment variable `LAYERSTACK_API_KEY`.
+        timeout_s: seconds that an answer may take.
+
+    Raises:
+        ApiKeyError: the key has characters that no key has.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 130.0) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 130.0) -> None:
         self.url = url.rstrip("/")
+        key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
         # A proxy that the environment names cannot reach a server on this machine.
         is_local = httpx.URL(self.url).host in {"localhost", "127.0.0.1", "::1"}
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=not is_local)
+        self._http = httpx.Client(
+            base_url=self.url, headers=_authorization(key.strip()), timeout=timeout_s, trust_env=not is_local
+        )
         # For an answer that comes only once all that was sent has been stored, however long that takes.
         self._patient = httpx.Timeout(timeout_s, read=None)
 
@@ -189,7 +203,8 @@ class Client:
     @contextmanager
     def _stream(self, path: str) -> Iterator[httpx.Response]:
         try:
-            with self._http.stream("GET", path) as response:
+            # A server may send its clients on to the object store; httpx takes our key off at another origin.
+            with self._http.stream("GET", path, follow_redirects=True) as response:
                 if response.is_error:
                     response.read()
                 _check(response)
@@ -199,6 +214,12 @@ class Client:
 
     def _unreachable(self, exc: httpx.TransportError) -> ServerUnreachableError:
         return ServerUnreachableError(f"no answer from {self.url} ({exc or type(exc).__name__})")
+
+
+def _authorization(key: str) -> dict[str, str]:
+    if not re.fullmatch(r"[\x21-\x7e]*", key):  # httpx would show it in its error
+        raise ApiKeyError(f"the key ({KEY_VARIABLE}) has characters other than ASCII letters, digits and signs")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _make_ready(target: JobNames, manifest: Manifest) -> None:

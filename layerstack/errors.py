@@ -7,6 +7,7 @@ LayerstackError
 ├── DownloadError            a downloaded part is not what the manifest says
 ├── ReadError                a path holds no parts, or not all of them, or damaged ones
 ├── RowFailedError           a row was not encoded; it has a reason instead of an embedding
+├── ApiKeyError              a key has characters that no key has
 └── LocalStackError          the local stack cannot start
 """
 
@@ -61,6 +62,10 @@ class RowFailedError(LayerstackError, ValueError):
         super().__init__(f"row {index} has no embedding: {reason}")
         self.index = index
         self.reason = reason
+
+
+class ApiKeyError(LayerstackError, ValueError):
+    """A key has characters that no key has; the message does not show it."""
 
 
 class LocalStackError(LayerstackError):

@@ -26,6 +26,7 @@ from typing import Self
 import httpx
 from filelock import FileLock, Timeout
 
+from jobs.loopback import check_exposure
 from jobs.settings import DEMO_MODEL, Settings
 from layerstack.broker import broker_command, forget_workers
 from layerstack.errors import LocalStackError
@@ -111,6 +112,7 @@ class LocalStack:
         self._http.close()
 
     def _start(self) -> None:
+        check_exposure(self._settings)
         _check_port(self._settings.host, self._settings.port)
         self._lock_folder()
         # A path for a unix socket has about 100 characters at the most: it cannot live in a folder that users name.

@@ -12,7 +12,16 @@ from ulid import ULID
 from jobs import keys
 from jobs.chunking import ChunkLimits
 from jobs.parts import EncodedRow, PartHeader, PartWriter
-from jobs.records import MAX_CHUNK_TOKENS, EncoderInfo, JobOptions, JobRecord, PartReport, Prompt, WorkerPresence
+from jobs.records import (
+    MAX_CHUNK_TOKENS,
+    EncoderInfo,
+    JobOptions,
+    JobRecord,
+    PartReport,
+    Prompt,
+    WorkerCounters,
+    WorkerPresence,
+)
 from jobs.results import DigestingFile
 from jobs.store import JobStore
 
@@ -31,6 +40,27 @@ INFO = EncoderInfo(
 )
 """A small encoder that nobody loads."""
 
+COUNTERS = WorkerCounters(
+    token_budget=1024,
+    waiting_prompts={"interactive": 3, "bulk": 7},
+    waiting_rows=130,
+    batches_waited={"interactive": 1, "bulk": 9},
+    batches=11,
+    prompts=13,
+    rows=5000,
+    capacity=8000,
+    tokenize_seconds=0.25,
+    queue_seconds=1.5,
+    encode_seconds=2.5,
+    out_of_memory=2,
+    failed_prompts=4,
+    dropped_prompts=5,
+    written_parts=6,
+    written_rows=600,
+    written_bytes=60_000,
+)
+"""What a worker may have counted."""
+
 
 def announce(redis: Redis, encoder: EncoderInfo = INFO) -> None:
     """Announce a worker that has loaded an encoder, for a while."""
@@ -47,6 +77,8 @@ def make_job(
     prompts: Iterable[Prompt] | None = None,
     encoder: EncoderInfo = INFO,
     reserve_bytes: int = 0,
+    owner: str | None = None,
+    idempotency_key: str | None = None,
     **options: object,
 ) -> JobRecord:
     """Store a job of `count` prompts; its encoder is one that nobody has."""
@@ -57,6 +89,8 @@ def make_job(
         limits=ChunkLimits(chunk_rows, MAX_CHUNK_TOKENS),
         metadata={"k": "v"},
         reserve_bytes=reserve_bytes,
+        owner=owner,
+        idempotency_key=idempotency_key,
     )
 
 

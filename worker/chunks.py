@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
 from encoder import DeviceFailedError, Encoder, Engine, EngineClosedError
 from jobs.errors import PartFormatError, StorageFullError
 from jobs.parts import EncodedRow, PartHeader, PartWriter
-from jobs.records import JobRecord, PartReport, Prompt
+from jobs.records import JobRecord, PartReport, Prompt, RowError
 from jobs.results import DigestingFile, inspect_part
 from jobs.store import JobStore
-from worker.errors import DeviceLostError, FingerprintMismatchError, HandedBackError
+from worker.errors import DeviceLostError, FingerprintMismatchError, HandedBackError, PromptFailedError
+from worker.metrics import Written
 from worker.recall import EncodedPrompt, PendingPrompt, Recall, Results
 from worker.rows import to_numpy
 
@@ -51,12 +52,14 @@ class ChunkEncoder:
         engine: whose rows are written.
         recall: remembers rows of prompts that may come again.
         reserve_bytes: of the storage, to be left free.
+        written: counts the parts.
     """
 
     store: JobStore
     engine: Engine
     recall: Recall
     reserve_bytes: int = 0
+    written: Written = field(default_factory=Written)
 
     def encode(self, job_id: str, chunk: int, watch: Watch) -> None:
         """Write the part of a chunk, unless there is one.
@@ -64,6 +67,7 @@ class ChunkEncoder:
         Raises:
             JobNotFoundError: the job has been deleted.
             FingerprintMismatchError: the job was made for another encoder.
+            PromptFailedError: a prompt failed on its own, of a job with `on_error` "fail"; nothing has been written.
             ChunkStoppedError: `watch` said so, or the engine is closed; nothing has been written.
             DeviceLostError: the device failed while prompts of the chunk were waiting for it or on it.
             StorageError: the storage failed.
@@ -78,11 +82,13 @@ class ChunkEncoder:
                 f"the job was made for the encoder {record.fingerprint}, this worker runs {encoder.fingerprint} "
                 f"({encoder.model})"
             )
+        store.begin(job_id)
         report = self._found(job_id, chunk, watch)
         if report is None:
             self._check_space(record)
             report = self._write(record, chunk, watch)
         store.count_part(job_id, report)
+        self.written.add(report.part)
 
     def _found(self, job_id: str, chunk: int, watch: Watch) -> PartReport | None:
         """Check a part that somebody wrote who died before it counted."""
@@ -114,6 +120,8 @@ class ChunkEncoder:
                 with PartWriter(digesting, header, record.compression) as part:
                     for (index, prompt), encoded in rows:
                         part.write(_row(index, prompt, encoded))
+                        if record.on_error == "fail" and part.counts.errors:
+                            raise _failed(part.counts.errors[0])
                         done += 1
                         watch.progress(done)
                 watch.check()
@@ -165,7 +173,8 @@ class ChunkEncoder:
                 encoded = pending.result()
             except CancelledError:  # by another chunk, which had it submitted and has been put down
                 return self._again(record, prompt, watch)
-            if record.deduplicate:
+            # A job that fails of it begins the prompt anew when it is retried.
+            if record.deduplicate and (encoded.error is None or record.on_error == "continue"):
                 self.recall.remember(record.id, prompt, encoded)
             return encoded
 
@@ -191,6 +200,10 @@ class _Submission:
     @property
     def done(self) -> bool:
         return all(isinstance(entry, EncodedPrompt) or entry.future.done() for entry in self.entries)
+
+
+def _failed(row: RowError) -> PromptFailedError:
+    return PromptFailedError(f"prompt {row.index} (id {row.id!r}) failed: {row.error}")
 
 
 def _row(index: int, prompt: Prompt, encoded: EncodedPrompt) -> EncodedRow:

@@ -3,8 +3,9 @@
 WorkerError
 ├── ChunkStoppedError              work on a chunk ends before its part is written, and nobody is to blame
 │   ├── HandedBackError            the worker is stopping; the chunk goes back to the queue
-│   ├── JobCancelledError          the job is to be stopped, or has been deleted
+│   ├── JobCancelledError          the job is cancelled, deleted, or has failed already
 │   └── LeaseLostError             another worker has taken the chunk over
+├── PromptFailedError              a prompt failed on its own, of a job that is to fail then
 ├── FingerprintMismatchError       the job was made for another encoder than this worker's
 └── DeviceLostError                the device failed while it worked on the chunk, perhaps because of it
 """
@@ -25,11 +26,15 @@ class HandedBackError(ChunkStoppedError):
 
 
 class JobCancelledError(ChunkStoppedError):
-    """The job is to be stopped, or has been deleted."""
+    """The job is cancelled, deleted, or has failed already."""
 
 
 class LeaseLostError(ChunkStoppedError):
     """This worker gave no sign of life for so long that another has taken the chunk over."""
+
+
+class PromptFailedError(WorkerError):
+    """A prompt failed on its own, of a job that is to fail then; the message names the prompt and the reason."""
 
 
 class FingerprintMismatchError(WorkerError):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from jobs.layout import job_names
+from jobs.layout import IDEMPOTENCY, job_names
 from jobs.progress import JobFiles
 from jobs.records import JobStatus
 from jobs.store import JobStore
@@ -35,6 +35,11 @@ class Housekeeper:
         folders = (names.folder, names.prompts_folder, names.parts_folder, names.failures_folder)
         if removed := sum(self.store.storage.remove_unfinished(folder) for folder in folders):
             logger.info("job %s: removed %d unfinished files of writers that died", job_id, removed)
+
+    def remove_unfinished_markers(self) -> None:
+        """Remove temporary files of markers whose writers have died."""
+        if removed := self.store.storage.remove_unfinished(IDEMPOTENCY):
+            logger.info("removed %d unfinished markers of writers that died", removed)
 
     def remove_abandoned(self, job_id: str) -> None:
         """Remove the folder of an upload that was cut off, or of a job that is being deleted."""

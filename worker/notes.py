@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +13,7 @@ from redis import Redis, RedisError
 
 from jobs import keys
 from jobs.messages import JobEvent
+from jobs.records import JobStatus
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +24,11 @@ class Progress:
 
     Attributes:
         is_leased: whether anybody holds its lease.
-        is_cancelled: whether somebody told that its job is cancelled.
+        is_stopped: whether somebody told that its job is cancelled, or has failed.
     """
 
     is_leased: bool
-    is_cancelled: bool
+    is_stopped: bool
 
 
 class JobNotes:
@@ -45,7 +47,7 @@ class JobNotes:
             pipe.exists(keys.lease(job_id, chunk))
             pipe.exists(keys.cancelled(job_id))
             answers = pipe.execute()
-        return Progress(is_leased=bool(answers[-2]), is_cancelled=bool(answers[-1]))
+        return Progress(is_leased=bool(answers[-2]), is_stopped=bool(answers[-1]))
 
     def put_down(self, job_id: str, chunk: int) -> None:
         """Tell that nobody works on a chunk any more."""
@@ -69,6 +71,31 @@ class JobNotes:
         """Tell that a job does not wait any more."""
         with _courtesy("take back a trouble"):
             self._redis.delete(keys.trouble(job_id))
+
+    def stopped(self, job_id: str) -> None:
+        """Tell that no chunk of a job is to go on."""
+        with _courtesy("tell that a job has stopped"):
+            self._redis.set(keys.cancelled(job_id), 1, ex=keys.CANCELLED_TTL_S)
+
+    def overview(self, queue: Sequence[str], counts: Mapping[JobStatus, int], seconds: float) -> None:
+        """Tell for so many seconds which jobs are unfinished, oldest first, and how many there are of each status."""
+        shown = json.dumps(queue[: keys.MAX_QUEUE])
+        with _courtesy("tell which jobs there are"), self._redis.pipeline() as pipe:
+            pipe.set(keys.QUEUE, shown, ex=max(1, round(seconds)))
+            pipe.delete(keys.JOB_COUNTS)
+            pipe.hset(keys.JOB_COUNTS, mapping={status.value: counts.get(status, 0) for status in JobStatus})
+            pipe.expire(keys.JOB_COUNTS, max(1, round(seconds)))
+            pipe.execute()
+
+    def troubled(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of the jobs that wait for something.
+
+        Raises:
+            RedisError: Redis does not answer.
+        """
+        found = self._redis.mget([keys.trouble(job_id) for job_id in job_ids]) if job_ids else []
+        told = cast("list[bytes | None]", found)
+        return {job_id for job_id, reason in zip(job_ids, told, strict=True) if reason is not None}
 
     def begun(self, job_id: str) -> set[int]:
         """Return the chunks that have been begun and not put down; some of their workers may have died.

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import cast
 
 from celery import Celery
@@ -25,14 +24,15 @@ from jobs.layout import JOBS, is_job_id
 from jobs.messages import ChunkMessage, JobEvent
 from jobs.progress import JobFiles
 from jobs.queue import publish_chunks, waiting_chunks
-from jobs.records import JobRecord, WorkerPresence
+from jobs.records import JobStatus, WorkerPresence
 from jobs.store import JobStore
 from worker.errors import WorkerError
 from worker.finisher import Finisher
 from worker.housekeeping import Housekeeper
+from worker.knowledge import ActiveJob, FinishedJob, Knowledge, status_told_by
 from worker.leases import Lease, Leases
 from worker.notes import JobNotes
-from worker.schedule import Schedule, pause_s, shares
+from worker.schedule import pause_s, shares
 
 logger = logging.getLogger(__name__)
 _SCAN_EVERY_S = 30.0
@@ -50,33 +50,12 @@ _SMALLEST_WINDOW = 16
 _SMALLEST_SHARE = 2
 _FINISH_AGAIN_SHOWN_S = 60.0
 _LONGEST_LEASE_S = 10.0
+# How long it is told which jobs there are, beyond three searches: a search may take long.
+_OVERVIEW_SHOWN_S = 30.0
 
 
 class _NotLeadingError(WorkerError):
     """Another worker has the reconciler's lease now."""
-
-
-@dataclass
-class _ActiveJob:
-    """A job that is not finished."""
-
-    record: JobRecord
-    schedule: Schedule
-
-
-@dataclass
-class _Knowledge:
-    """What the reconciler has learned since it leads."""
-
-    active: dict[str, _ActiveJob] = field(default_factory=dict)
-    finished: dict[str, float] = field(default_factory=dict)  # -> when to look at it again
-    expired: set[str] = field(default_factory=set)  # of which nothing is left to delete
-    encoders: set[str] = field(default_factory=set)  # fingerprints that living workers have loaded
-    num_workers: int = 1
-    to_scan: list[str] = field(default_factory=list)  # the next one last
-    scan_s: float = 0.0
-    next_scan: float = 0.0
-    next_search: float = 0.0
 
 
 class Reconciler:
@@ -146,7 +125,7 @@ class Reconciler:
 
     def _lead(self, lease: Lease) -> None:
         logger.info("reconciling")
-        known = _Knowledge()
+        known = Knowledge()
 
         def should_stop() -> bool:
             return self._stopping.is_set() or lease.lost
@@ -161,39 +140,35 @@ class Reconciler:
                 self._note_events(known, _SCAN_PAUSE_S if known.to_scan else wait_s)
                 if now >= known.next_search:
                     known.next_search = now + self._search_every_s
+                    known.has_news = True
                     self._find_lost(known)
                     self._see_workers(known)
                 self._finish(known, finisher)
                 self._send(known)
+                self._tell(known)
 
     # What the files say.
 
-    def _scan(self, known: _Knowledge, now: float) -> None:
+    def _scan(self, known: Knowledge, now: float) -> None:
         """Go on looking at all jobs: the newest first, since old ones have mostly finished."""
         if not known.to_scan:
             if now < known.next_scan:
                 return
             known.scan_s = 0.0
             with _tolerated("look for jobs"):
-                self._list(known, now)
+                known.begin_scan({name for name in self._store.storage.folders(JOBS) if is_job_id(name)}, now)
+                known.has_scanned = known.has_scanned or not known.to_scan
+                self._housekeeper.remove_unfinished_markers()
         while known.to_scan and not self._stopping.is_set():
             self._look_at(known, known.to_scan.pop())
             if time.monotonic() - now > _SCAN_SLICE_S:
                 break
         known.scan_s += time.monotonic() - now
         if not known.to_scan:
+            known.has_scanned = True
             known.next_scan = now + max(_SCAN_EVERY_S, known.scan_s / _SCAN_SHARE)
 
-    def _list(self, known: _Knowledge, now: float) -> None:
-        """Find out which jobs there are, and which of them to look at."""
-        found = {name for name in self._store.storage.folders(JOBS) if is_job_id(name)}
-        for gone in known.active.keys() - found:
-            del known.active[gone]
-        known.finished = {job_id: again for job_id, again in known.finished.items() if job_id in found}
-        known.expired &= found
-        known.to_scan = sorted(job_id for job_id in found if known.finished.get(job_id, 0.0) <= now)
-
-    def _look_at(self, known: _Knowledge, job_id: str) -> None:
+    def _look_at(self, known: Knowledge, job_id: str) -> None:
         """Learn from a job's files what there is to do."""
         known.finished.pop(job_id, None)
         with _tolerated(f"look at job {job_id}"):
@@ -204,38 +179,41 @@ class Reconciler:
                 has_ended = job_id in known.expired or self._housekeeper.keeps(job_id, marks)
                 files = None if has_ended else self._store.files(job_id)
             except JobNotFoundError:
-                known.active.pop(job_id, None)
+                known.forget(job_id)
                 self._housekeeper.remove_abandoned(job_id)
                 return
             if files is None:
-                self._note_finished(known, job_id)
+                self._note_finished(known, job_id, status_told_by(job_id, marks))
             elif files.status().is_final:
+                status = files.status()
                 if self._housekeeper.expire(job_id, files):
                     known.expired.add(job_id)
-                self._note_finished(known, job_id)
+                    status = JobStatus.EXPIRED
+                self._note_finished(known, job_id, status)
             else:
                 self._note_active(known, files)
 
-    def _note_finished(self, known: _Knowledge, job_id: str) -> None:
+    def _note_finished(self, known: Knowledge, job_id: str, status: JobStatus) -> None:
         known.active.pop(job_id, None)
         begun = self._notes.begun(job_id)
         for chunk in (dead := self._without_worker(job_id, begun)):
             self._notes.put_down(job_id, chunk)
         # A worker that still puts a chunk down may die of it.
         pause = _SCAN_EVERY_S if begun - dead else _FINISHED_JOBS_EVERY_S
-        known.finished[job_id] = time.monotonic() + pause
+        known.finished[job_id] = FinishedJob(status, time.monotonic() + pause)
 
-    def _note_active(self, known: _Knowledge, files: JobFiles) -> None:
+    def _note_active(self, known: Knowledge, files: JobFiles) -> None:
         job_id = files.record.id
         is_new = job_id not in known.active
-        job = known.active.setdefault(job_id, _ActiveJob(files.record, Schedule(files.record.num_chunks)))
-        job.schedule.learn(files.parts, [failure.chunk for failure in files.given_up])
+        job = known.active.setdefault(job_id, ActiveJob.of(files.record))
+        job.learn(files)
         if is_new:  # its workers may have died before this one led
+            known.has_news = True
             self._recover_all(job, self._notes.begun(job_id))
 
     # What workers and clients say.
 
-    def _note_events(self, known: _Knowledge, wait_s: float) -> None:
+    def _note_events(self, known: Knowledge, wait_s: float) -> None:
         first = cast("tuple[bytes, bytes] | None", self._redis.blpop([keys.EVENTS], timeout=wait_s))
         if first is None:
             return
@@ -255,10 +233,11 @@ class Reconciler:
         for job_id in to_look_at:
             self._look_at(known, job_id)
 
-    def _note_chunk(self, job: _ActiveJob, chunk: int, what: str) -> None:
+    def _note_chunk(self, job: ActiveJob, chunk: int, what: str) -> None:
         job_id, schedule = job.record.id, job.schedule
         if what == "done":
             schedule.done(chunk)
+            job.has_started = True
             self._notes.no_trouble(job_id)
         elif what == "stalled":
             if (wait_s := schedule.stall(chunk, time.monotonic())) is not None:
@@ -267,19 +246,21 @@ class Reconciler:
             with _tolerated(f"read why a chunk of job {job_id} failed"):
                 self._put_back(job, chunk)
 
-    def _put_back(self, job: _ActiveJob, chunk: int) -> None:
+    def _put_back(self, job: ActiveJob, chunk: int) -> None:
         """Send a chunk again, unless it has used up its attempts; the more of them failed, the later."""
         failure = self._store.failure(job.record.id, chunk)
         if failure is not None and failure.gave_up:
             logger.error("job %s: chunk %d is given up: %s", job.record.id, chunk, failure.error)
             job.schedule.give_up(chunk)
+            if job.schedule.settled and not job.schedule.complete:
+                self._notes.stopped(job.record.id)  # chunks of it may be under way, if it ends with the first failure
             return
         failures = failure.attempts + failure.crashes if failure is not None else 0
         job.schedule.put_back(chunk, time.monotonic() + (pause_s(failures) if failures else 0.0))
 
     # What nobody says.
 
-    def _find_lost(self, known: _Knowledge) -> None:
+    def _find_lost(self, known: Knowledge) -> None:
         """Find chunks that are neither in the queue nor with a living worker."""
         if not any(job.schedule.outstanding for job in known.active.values()):
             return
@@ -287,7 +268,7 @@ class Reconciler:
         for job_id, job in known.active.items():
             self._recover_all(job, {chunk for chunk in job.schedule.outstanding if (job_id, chunk) not in waiting})
 
-    def _recover_all(self, job: _ActiveJob, chunks: set[int]) -> None:
+    def _recover_all(self, job: ActiveJob, chunks: set[int]) -> None:
         """Have those of `chunks` done that no living worker has."""
         job_id = job.record.id
         if not chunks:
@@ -301,7 +282,7 @@ class Reconciler:
             for chunk in sorted(lost):
                 self._recover(job, chunk, begun=chunk in begun)
 
-    def _recover(self, job: _ActiveJob, chunk: int, *, begun: bool) -> None:
+    def _recover(self, job: ActiveJob, chunk: int, *, begun: bool) -> None:
         job_id = job.record.id
         if self._store.has_part(job_id, chunk):
             job.schedule.done(chunk)
@@ -328,7 +309,7 @@ class Reconciler:
 
     # What follows.
 
-    def _finish(self, known: _Knowledge, finisher: Finisher) -> None:
+    def _finish(self, known: Knowledge, finisher: Finisher) -> None:
         """Finish jobs whose chunks are all done; parts that turn out damaged are done anew."""
         finisher.finish([job_id for job_id, job in known.active.items() if job.schedule.complete])
         for job_id, outcome in finisher.finished():
@@ -340,7 +321,7 @@ class Reconciler:
                 continue
             self._look_at(known, job_id)
 
-    def _send(self, known: _Knowledge) -> None:
+    def _send(self, known: Knowledge) -> None:
         """Send what is due, and drop jobs that have failed."""
         for job_id, job in list(known.active.items()):
             if job.schedule.settled and not job.schedule.complete:
@@ -353,7 +334,7 @@ class Reconciler:
             if chunks:
                 publish_chunks(self._app, (ChunkMessage(job_id=job.record.id, chunk=chunk) for chunk in chunks))
 
-    def _see_workers(self, known: _Knowledge) -> None:
+    def _see_workers(self, known: Knowledge) -> None:
         """Find out which encoders there are; a job for one that nobody has loaded waits for it."""
         names = sorted(name.decode() for name in cast("set[bytes]", self._redis.smembers(keys.WORKER_IDS)))
         found = self._redis.mget([keys.worker(name) for name in names]) if names else []
@@ -364,6 +345,14 @@ class Reconciler:
             if job.record.fingerprint not in known.encoders:
                 reason = f"no worker has loaded the encoder {job.record.fingerprint}, which the job was made for"
                 self._notes.trouble(job_id, reason, 3 * self._search_every_s)
+
+    def _tell(self, known: Knowledge) -> None:
+        """Tell which jobs there are, once all have been looked at: a position in part of the queue would be wrong."""
+        if known.has_scanned and known.has_news:
+            known.has_news = False
+            queue = known.queue()
+            counts = known.counts(self._notes.troubled(queue))
+            self._notes.overview(queue, counts, 3 * self._search_every_s + _OVERVIEW_SHOWN_S)
 
 
 @contextmanager

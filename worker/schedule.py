@@ -17,10 +17,12 @@ class Schedule:
 
     Attributes:
         num_chunks: of the job.
+        stops_at_failure: whether nothing more is sent once a chunk is given up.
         outstanding: when each of them was sent to the queue.
     """
 
     num_chunks: int
+    stops_at_failure: bool = False
     outstanding: dict[int, float] = field(default_factory=dict)
     _done: set[int] = field(default_factory=set)
     _given_up: set[int] = field(default_factory=set)
@@ -37,12 +39,14 @@ class Schedule:
 
     @property
     def settled(self) -> bool:
-        """Whether every chunk is done or given up."""
-        return len(self._done) + len(self._given_up) == self.num_chunks
+        """Whether nothing more is to be done: every chunk is done or given up, or one that ends the job is given up."""
+        return self._has_stopped or len(self._done) + len(self._given_up) == self.num_chunks
 
     @property
     def demand(self) -> int:
         """How many chunks could be outstanding at most."""
+        if self._has_stopped:
+            return 0
         return 1 if self._stall_s else self.num_chunks - len(self._done) - len(self._given_up)
 
     def learn(self, done: Iterable[int], given_up: Iterable[int]) -> None:
@@ -91,7 +95,7 @@ class Schedule:
 
     def due(self, now: float, window: int) -> list[int]:
         """Choose the chunks to send now, so that at most `window` are outstanding, and take them for sent."""
-        if now < self._stalled_until:
+        if now < self._stalled_until or self._has_stopped:
             return []
         room = (1 if self._stall_s else window) - len(self.outstanding)
         chosen = sorted(chunk for chunk in self._again if self._may_go(chunk, now))[: max(0, room)]
@@ -103,6 +107,10 @@ class Schedule:
                 self.outstanding[self._cursor] = now
             self._cursor += 1
         return chosen
+
+    @property
+    def _has_stopped(self) -> bool:
+        return self.stops_at_failure and bool(self._given_up)
 
     def _may_go(self, chunk: int, now: float) -> bool:
         taken = chunk in self._done or chunk in self._given_up or chunk in self.outstanding

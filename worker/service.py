@@ -31,12 +31,14 @@ from worker.chunks import ChunkEncoder
 from worker.credit import CreditBack
 from worker.housekeeping import Housekeeper
 from worker.leases import Leases
+from worker.metrics import MetricsServer, Written, count
 from worker.notes import JobNotes
 from worker.presence import Presence
 from worker.recall import Recall
 from worker.reconciler import Reconciler
 from worker.tasks import Tasks
 from worker.turns import Turns
+from worker.withdrawals import Withdrawals
 
 logger = logging.getLogger(__name__)
 _SOCKET_TIMEOUT_S = 15.0
@@ -53,28 +55,42 @@ def run(settings: Settings) -> int:
     try:
         store = JobStore(open_storage(settings.storage))
         store.storage.check()
+        metrics = MetricsServer(settings.worker_metrics_host, settings.worker_metrics_port)
     except SettingsError as exc:
         logger.error("%s", exc)  # noqa: TRY400 - the message says it all
         return 1
     except StorageError as exc:
         logger.error("LAYERSTACK_STORAGE=%r cannot be used: %s", settings.storage, exc)  # noqa: TRY400 - the message says it all
         return 1
+    with metrics:
+        return _work(settings, store, metrics)
+
+
+def _work(settings: Settings, store: JobStore, metrics: MetricsServer) -> int:
     encoder = _load(settings)
     if encoder is None:
         return 1
+    written = Written()
     stopping = threading.Event()
     redis = _connect(settings.broker_url.get_secret_value())
-    with Engine(encoder) as engine, Presence(redis, encoder), Leases(redis, settings.lease_s) as leases:
+    with (
+        Engine(encoder) as engine,
+        Presence(redis, encoder, lambda: count(engine, written)) as presence,
+        Leases(redis, settings.lease_s) as leases,
+        Withdrawals(redis) as withdrawals,
+    ):
+        metrics.show(presence.now)
         notes = JobNotes(redis)
         recall = Recall(engine, settings.deduplicate_rows)
         tasks = Tasks(
             engine=engine,
-            chunks=ChunkEncoder(store, engine, recall, settings.storage_reserve_bytes),
+            chunks=ChunkEncoder(store, engine, recall, settings.storage_reserve_bytes, written),
             leases=leases,
             notes=notes,
             reply_redis=_connect(settings.effective_reply_url),
             chunk_attempts=settings.chunk_attempts,
             chunk_crashes=settings.chunk_crashes,
+            withdrawals=withdrawals,
             stopping=stopping,
             turns=Turns(),
         )

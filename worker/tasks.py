@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import Reject
 from pydantic import ValidationError
 from redis import Redis, RedisError
 
 from encoder import DeadlineExceededError, Engine
-from jobs import keys
+from jobs import keys, tracing
 from jobs.errors import JobNotFoundError, StorageError
 from jobs.messages import ChunkMessage, JobEvent, PredictFailure, PredictMessage, pack_reply
 from jobs.queue import CHUNK_TASK, PREDICT_TASK
@@ -26,11 +27,13 @@ from worker.errors import (
     HandedBackError,
     JobCancelledError,
     LeaseLostError,
+    PromptFailedError,
 )
 from worker.leases import Lease, Leases
 from worker.notes import JobNotes
 from worker.predict import answer
 from worker.turns import Turns
+from worker.withdrawals import WatchedRequest, Withdrawals
 
 logger = logging.getLogger(__name__)
 # A job's trouble is shown for longer than the pause before the next try, which tells of it again.
@@ -52,21 +55,24 @@ class Tasks:
     reply_redis: Redis
     chunk_attempts: int
     chunk_crashes: int
+    withdrawals: Withdrawals
     stopping: threading.Event
     turns: Turns
 
     def register(self, app: Celery) -> None:
         """Make the tasks known to `app`."""
 
-        def predict(message: dict[str, Any]) -> None:
-            self.predict(message)
+        def predict(task: Task[..., None], message: dict[str, Any]) -> None:
+            with tracing.working(PREDICT_TASK, task.request.headers):
+                self.predict(message)
 
-        def chunk(message: dict[str, Any]) -> None:
-            self.chunk(message)
+        def chunk(task: Task[..., None], message: dict[str, Any]) -> None:
+            with tracing.working(CHUNK_TASK, task.request.headers):
+                self.chunk(message)
 
         # Not shared: the other app of this process registers its own.
-        app.task(name=PREDICT_TASK, shared=False)(predict)
-        app.task(name=CHUNK_TASK, shared=False)(chunk)
+        app.task(name=PREDICT_TASK, shared=False, bind=True)(predict)
+        app.task(name=CHUNK_TASK, shared=False, bind=True)(chunk)
 
     def predict(self, message: dict[str, Any]) -> None:
         """Answer a request, unless nobody waits for the answer any more."""
@@ -78,14 +84,27 @@ class Tasks:
         if time.time() > request.deadline:
             logger.info("request %s: its deadline has passed, dropped", request.request_id)
             return
+        with self.withdrawals.watched(request.request_id) as watched:
+            reply = None if watched.withdrawn else self._answer(request, watched)
+            if watched.withdrawn:
+                logger.info("request %s: nobody waits for it any more, dropped", request.request_id)
+            elif reply is not None:
+                self._reply(request, reply)
+
+    def _answer(self, request: PredictMessage, watched: WatchedRequest) -> bytes | None:
+        """Encode a request -> its reply; None if nobody waits for one."""
         try:
-            reply = pack_reply(answer(self.engine, request))
+            return pack_reply(answer(self.engine, request, watched))
+        except CancelledError:
+            return None
         except DeadlineExceededError as exc:
             logger.info("request %s: %s, dropped", request.request_id, exc)
-            return
+            return None
         except Exception:  # whatever it is, the client is told rather than left waiting
             logger.exception("request %s failed", request.request_id)
-            reply = pack_reply(PredictFailure(position=None, reason="the encoder failed; the worker's log says why"))
+            return pack_reply(PredictFailure(position=None, reason="the encoder failed; the worker's log says why"))
+
+    def _reply(self, request: PredictMessage, reply: bytes) -> None:
         key = keys.reply(request.request_id)
         with self.reply_redis.pipeline() as pipe:
             pipe.rpush(key, reply)
@@ -106,6 +125,10 @@ class Tasks:
         except ValidationError:
             logger.exception("a chunk message that cannot be read is dropped: %r", message)
             return
+        with tracing.about(job_id=request.job_id, chunk=request.chunk):
+            self._chunk(request)
+
+    def _chunk(self, request: ChunkMessage) -> None:
         job_id, chunk = request.job_id, request.chunk
         lease = self._lease(job_id, chunk)
         if lease is None:
@@ -149,7 +172,7 @@ class Tasks:
             logger.warning("chunk %d of job %s went to another worker: this one was silent too long", chunk, job_id)
             return None
         except (JobNotFoundError, JobCancelledError):
-            logger.info("chunk %d of job %s: the job is cancelled or gone, dropped", chunk, job_id)
+            logger.info("chunk %d of job %s: the job is cancelled, failed or gone, dropped", chunk, job_id)
             return JobEvent(job_id=job_id)
         except (ChunkStoppedError, FingerprintMismatchError):
             raise
@@ -157,19 +180,27 @@ class Tasks:
             logger.warning("chunk %d of job %s waits for the storage: %s", chunk, job_id, exc)
             self.notes.trouble(job_id, str(exc), _TROUBLE_SHOWN_S)
             return JobEvent(job_id=job_id, chunk=chunk, what="stalled")
-        except Exception as exc:
-            # A device that fails ends its worker. If the chunk is to blame, it would go round for ever.
-            crashed = isinstance(exc, DeviceLostError)
-            if self.stopping.is_set() and not crashed:
-                raise HandedBackError(f"the worker is stopping ({type(exc).__name__}: {exc})") from exc
-            logger.exception("chunk %d of job %s failed", chunk, job_id)
-            return self._note_failure(request, f"{type(exc).__name__}: {exc}", crashed=crashed)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is noted
+            return self._failed(request, exc)
         logger.info("chunk %d of job %s is done", chunk, job_id)
         return JobEvent(job_id=job_id, chunk=chunk, what="done")
 
-    def _note_failure(self, request: ChunkMessage, error: str, *, crashed: bool) -> JobEvent:
-        store, job_id, chunk = self.chunks.store, request.job_id, request.chunk
+    def _failed(self, request: ChunkMessage, exc: Exception) -> JobEvent:
+        """Note why a chunk failed -> what the reconciler is told."""
+        job_id, chunk = request.job_id, request.chunk
+        # A device that fails ends its worker. If the chunk is to blame, it would go round for ever.
+        crashed = isinstance(exc, DeviceLostError)
+        if self.stopping.is_set() and not crashed:
+            raise HandedBackError(f"the worker is stopping ({type(exc).__name__}: {exc})") from exc
+        if isinstance(exc, PromptFailedError):
+            logger.warning("chunk %d of job %s ends the job: %s", chunk, job_id, exc)
+            return self._note_failure(request, str(exc), crashed=False, limit=1)
+        logger.error("chunk %d of job %s failed", chunk, job_id, exc_info=exc)
         limit = self.chunk_crashes if crashed else self.chunk_attempts
+        return self._note_failure(request, f"{type(exc).__name__}: {exc}", crashed=crashed, limit=limit)
+
+    def _note_failure(self, request: ChunkMessage, error: str, *, crashed: bool, limit: int) -> JobEvent:
+        store, job_id, chunk = self.chunks.store, request.job_id, request.chunk
         try:
             store.note_failure(job_id, chunk, error, crashed=crashed, limit=limit)
         except StorageError as exc:
@@ -205,7 +236,7 @@ class _Watch:
             raise LeaseLostError
         if time.monotonic() - self._looked_at > _LOOK_AT_FILES_EVERY_S:
             self._looked_at = time.monotonic()
-            if self._tasks.chunks.store.is_cancelled(self._job_id):
+            if self._tasks.chunks.store.is_stopped(self._job_id):
                 raise JobCancelledError
 
     def _tell(self, rows: int) -> None:
@@ -213,5 +244,5 @@ class _Watch:
         found = self._tasks.notes.progress(self._job_id, self._chunk, rows)
         if not found.is_leased:  # Redis was emptied, or away for long: who looks now would take this worker for dead
             self._tasks.leases.renew(self._lease)
-        if found.is_cancelled and self._tasks.chunks.store.is_cancelled(self._job_id):
+        if found.is_stopped and self._tasks.chunks.store.is_stopped(self._job_id):
             raise JobCancelledError

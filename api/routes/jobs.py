@@ -2,198 +2,204 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse
-from pydantic import BaseModel, Field
-from redis.exceptions import RedisError
+from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.jobrequest import parse_request, uploaded
+from api import openapi
+from api.access import OwnerDep
+from api.joblist import JobPage, list_page
+from api.jobrequest import JobRequest, at_most, parse_request, uploaded
+from api.jobviews import look_at
+from api.live import tell_cancelled, tell_changed
 from api.media_types import essence
-from api.problems import invalid
+from api.ownjobs import OwnJobId
+from api.problems import Problem, invalid, shorten
 from api.services import Services, ServicesDep
-from api.stored import stored_response
-from api.uploads import as_prompt, read_prompts
-from jobs import keys
+from api.uploads import as_prompt
 from jobs.chunking import ChunkLimits
-from jobs.errors import JobNotFoundError, RecordFormatError
-from jobs.messages import JobEvent
-from jobs.progress import NOTHING_LIVE, Live
-from jobs.records import JobOptions, JobRecord, JobView, Manifest, Prompt
+from jobs.records import EncoderInfo, JobOptions, JobRecord, JobStatus, JobView, Prompt
 
-logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-PARQUET = "application/vnd.apache.parquet"
-
-
-class JobPage(BaseModel):
-    """A page of jobs, newest first."""
-
-    jobs: list[JobView]
-    next: str | None = Field(description="give it as `after` for the next page; null on the last")
-
-
-_CREATE_DOCS: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}},
-            "text/plain": {"schema": {"type": "string", "description": "one prompt a line"}},
-            "application/jsonl": {"schema": {"type": "string", "description": "one string or {id, prompt} a line"}},
-            "text/csv": {"schema": {"type": "string", "description": "a header with the column prompt, perhaps id"}},
-            "application/vnd.apache.parquet": {
-                "schema": {"type": "string", "format": "binary", "description": "the column prompt, perhaps id"}
-            },
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "description": ".txt, .jsonl, .csv, .parquet"},
-                        "options": {"type": "string", "description": "JSON, as in the JSON body"},
-                    },
-                }
-            },
+MAX_KEY_CHARS = 255
+_KEY = rf"[!-~]{{1,{MAX_KEY_CHARS}}}"
+_TEXT = {"type": "string"}
+_FILE_IN_FORM = ".txt, .jsonl, .csv or .parquet; .gz or .zst may follow"
+_BODY = openapi.body(
+    {
+        "application/json": {"schema": openapi.reference(JobRequest)},
+        "text/plain": {"schema": _TEXT | {"description": "one prompt a line"}},
+        "application/jsonl": {"schema": _TEXT | {"description": "one string or {id, prompt} a line"}},
+        "text/csv": {"schema": _TEXT | {"description": "a header with the column prompt, perhaps id"}},
+        "application/vnd.apache.parquet": {
+            "schema": _TEXT | {"format": "binary", "description": "the column prompt, perhaps id"}
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": _TEXT | {"format": "binary", "description": _FILE_IN_FORM},
+                    "options": _TEXT | {"description": "JSON, as in the JSON body"},
+                    "metadata": _TEXT | {"description": "JSON, as in the JSON body"},
+                },
+            }
         },
     }
+)
+_CREATED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "The job",
+        "headers": {
+            "Location": {"description": "its path", "schema": _TEXT},
+            "Idempotency-Replayed": {"description": "`true`: it was there already", "schema": _TEXT},
+        },
+    },
+    **openapi.answers(
+        *("body-too-large", "too-many-prompts", "unsupported-media-type", "invalid-request", "prompt-too-long"),
+        *("http-error", "no-worker", "broker-unavailable"),
+        *("not-enough-space", "temporary-folder-full", "storage-full", "job-damaged"),
+    ),
 }
+_OF_A_JOB = openapi.answers("job-not-found", "job-damaged")
+_CHANGED = openapi.answers("job-not-found", "job-state", "job-damaged", "storage-full")
 
 
-@router.post("", status_code=202, response_model=JobView, openapi_extra=_CREATE_DOCS)
+@router.post("", status_code=202, response_model=JobView, responses=_CREATED, openapi_extra=_BODY)
 async def create(
     request: Request,
     response: Response,
     services: ServicesDep,
+    owner: OwnerDep,
     options: Annotated[str | None, Query(description="JSON; for bodies that are a prompt file")] = None,
+    metadata: Annotated[str | None, Query(description="JSON; for bodies that are a prompt file")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="a create that is repeated with the same key returns the job of the first",
+            json_schema_extra={"minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": f"^{_KEY}$"},
+        ),
+    ] = None,
 ) -> JobView:
     """Store a job, which then runs by itself. The prompts come as JSON, as a file, or as an upload."""
-    encoder = await services.encoders.current()
-    media_type = essence(request.headers.get("content-type"))
-    max_chars = services.settings.prompt_max_chars
+    _check_key(idempotency_key)
+    job_id = await _created_before(services, owner, idempotency_key)
+    if job_id is not None:
+        response.headers["Idempotency-Replayed"] = "true"
+    else:
+        creation = _Creation(services, await services.encoders.current(), owner, idempotency_key)
+        record = await creation.run(request, {"options": options, "metadata": metadata})
+        job_id = record.id
+        services.metrics.accepted(record.num_prompts)
+        await tell_changed(services.redis, job_id)
+    response.headers["Location"] = f"/jobs/{job_id}"
+    return await _view(services, job_id)
 
-    def store(prompts: Iterator[Prompt], chosen: JobOptions, metadata: dict[str, str]) -> JobRecord:
-        settings = services.settings
-        return services.store.create(
-            prompts,
-            options=chosen,
-            encoder=encoder,
+
+async def _created_before(services: Services, owner: str | None, key: str | None) -> str | None:
+    return None if key is None else await run_in_threadpool(services.store.created_before, owner, key)
+
+
+def _check_key(key: str | None) -> None:
+    if key is None or re.fullmatch(_KEY, key):
+        return
+    shown = shorten(key)
+    detail = f"Idempotency-Key: a key has 1 to {MAX_KEY_CHARS} visible ASCII characters; got {len(key)}: {shown}"
+    raise Problem(422, "invalid-request", detail, field="Idempotency-Key", value=shown, limit=MAX_KEY_CHARS)
+
+
+class _Creation:
+    """A job that is to be stored."""
+
+    def __init__(self, services: Services, encoder: EncoderInfo, owner: str | None, key: str | None) -> None:
+        self._store, self._settings = services.store, services.settings
+        self._encoder, self._owner, self._key = encoder, owner, key
+
+    async def run(self, request: Request, query: Mapping[str, str | None]) -> JobRecord:
+        """Read the body and store the job; `query` has what comes beside a prompt file."""
+        settings, media_type = self._settings, essence(request.headers.get("content-type"))
+        if media_type != "application/json":
+            async with uploaded(request, media_type, query["options"], query["metadata"]) as upload:
+                prompts = upload.prompts(settings)
+                return await run_in_threadpool(self._stored, prompts, upload.options, upload.metadata)
+        for name, given in query.items():
+            if given is not None:
+                raise invalid(name, given, f"a JSON body has its own '{name}'")
+        body = await run_in_threadpool(
+            parse_request,
+            await request.body(),
+            content_encoding=request.headers.get("content-encoding"),
+            max_bytes=settings.body_max_bytes,
+        )
+        prompts = (
+            as_prompt(entry, n, f"prompts.{n}", settings.prompt_max_chars) for n, entry in enumerate(body.prompts)
+        )
+        return await run_in_threadpool(self._stored, prompts, body.options, body.metadata)
+
+    def _stored(self, prompts: Iterator[Prompt], options: JobOptions, metadata: Mapping[str, str]) -> JobRecord:
+        settings = self._settings
+        return self._store.create(
+            at_most(prompts, settings.job_max_prompts),
+            options=options,
+            encoder=self._encoder,
             limits=ChunkLimits(settings.chunk_rows, settings.chunk_tokens),
             metadata=metadata,
             reserve_bytes=settings.storage_reserve_bytes,
+            owner=self._owner,
+            idempotency_key=self._key,
         )
-
-    if media_type == "application/json":
-        if options is not None:
-            raise invalid("options", options, "a JSON body has its own 'options'")
-        body = await run_in_threadpool(parse_request, await request.body())
-        prompts = (as_prompt(entry, n, f"prompts.{n}", max_chars) for n, entry in enumerate(body.prompts))
-        record = await run_in_threadpool(store, prompts, body.options, body.metadata)
-    else:
-        async with uploaded(request, media_type, options) as (file, kind, chosen):
-            record = await run_in_threadpool(store, read_prompts(file, kind, max_chars), chosen, {})
-    response.headers["Location"] = f"/jobs/{record.id}"
-    await _tell(services, record.id)
-    return await _view(services, record.id)
 
 
 @router.get("")
 async def list_jobs(
     services: ServicesDep,
+    owner: OwnerDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="`next` of the page before")] = None,
+    status: Annotated[list[JobStatus] | None, Query(description="jobs in this state; of several, in any")] = None,
 ) -> JobPage:
     """List jobs, newest first."""
-    ids = await run_in_threadpool(services.store.list_ids, limit=limit + 1, after=after)
-    shown = ids[:limit]
-    views = []
-    for job_id, live in zip(shown, await _live(services, shown), strict=True):
-        try:
-            views.append((await run_in_threadpool(services.store.files, job_id)).view(live))
-        except JobNotFoundError:
-            continue  # deleted since it was listed
-        except RecordFormatError as exc:
-            logger.error("left out of the list: %s", exc)  # noqa: TRY400 - the message says it all
-    return JobPage(jobs=views, next=ids[limit - 1] if len(ids) > limit else None)
+    return await list_page(services, owner=owner, after=after, limit=limit, states=status or ())
 
 
-@router.get("/{job_id}")
-async def show(job_id: str, services: ServicesDep) -> JobView:
+@router.get("/{job_id}", responses=_OF_A_JOB)
+async def show(
+    job_id: OwnJobId,
+    services: ServicesDep,
+    parts_after: Annotated[int | None, Query(description="`parts_next` of the answer before")] = None,
+    parts_limit: Annotated[int, Query(ge=0, le=1000, description="how many parts to list at most")] = 100,
+) -> JobView:
     """Tell how far a job got, and which parts are done."""
-    return await _view(services, job_id)
+    return (await look_at(services, job_id, parts_after=parts_after, parts_limit=parts_limit)).view
 
 
-@router.get("/{job_id}/parts/{index}", response_class=FileResponse, responses={200: {"content": {PARQUET: {}}}})
-async def part(job_id: str, index: int, request: Request, services: ServicesDep) -> Response:
-    """Download a part as Parquet, or a `Range` of it."""
-    name = await run_in_threadpool(services.store.part_name, job_id, index)
-    filename = f"{job_id}-{name.rpartition('/')[2]}"
-    path = services.store.storage.local_path(name)
-    if path is not None:
-        return FileResponse(path, media_type=PARQUET, filename=filename)
-    return await stored_response(services.store.storage, name, PARQUET, filename, request.headers.get("range"))
-
-
-@router.get("/{job_id}/results")
-async def results(job_id: str, services: ServicesDep) -> Manifest:
-    """Return the manifest: every part with its rows, bytes and SHA-256."""
-    return await run_in_threadpool(services.store.manifest, job_id)
-
-
-@router.post("/{job_id}/cancel", status_code=202)
-async def cancel(job_id: str, services: ServicesDep) -> JobView:
+@router.post("/{job_id}/cancel", status_code=202, responses=_CHANGED)
+async def cancel(job_id: OwnJobId, services: ServicesDep) -> JobView:
     """Stop a job between two batches. What is done stays; `retry` does the rest."""
     await run_in_threadpool(services.store.cancel, job_id)
-    with suppress(RedisError):  # workers look at the mark in the storage as well, only later
-        await services.redis.set(keys.cancelled(job_id), 1, ex=keys.CANCELLED_TTL_S)
-    await _tell(services, job_id)
+    await tell_cancelled(services.redis, job_id, cancelled=True)
+    await tell_changed(services.redis, job_id)
     return await _view(services, job_id)
 
 
-@router.post("/{job_id}/retry", status_code=202)
-async def retry(job_id: str, services: ServicesDep) -> JobView:
+@router.post("/{job_id}/retry", status_code=202, responses=_CHANGED)
+async def retry(job_id: OwnJobId, services: ServicesDep) -> JobView:
     """Do what is missing of a job that failed or was cancelled; check and repair one that succeeded."""
     await run_in_threadpool(services.store.retry, job_id)
-    with suppress(RedisError):  # it expires; until then workers put the job's chunks down
-        await services.redis.delete(keys.cancelled(job_id))
-    await _tell(services, job_id)
+    await tell_cancelled(services.redis, job_id, cancelled=False)
+    await tell_changed(services.redis, job_id)
     return await _view(services, job_id)
 
 
-@router.delete("/{job_id}", status_code=204)
-async def delete(job_id: str, services: ServicesDep) -> None:
+@router.delete("/{job_id}", status_code=204, responses=openapi.answers("job-not-found"))
+async def delete(job_id: OwnJobId, services: ServicesDep) -> None:
     """Delete a job and its results, at once and for good."""
     await run_in_threadpool(services.store.delete, job_id)
 
 
 async def _view(services: Services, job_id: str) -> JobView:
-    [live] = await _live(services, [job_id])
-    return (await run_in_threadpool(services.store.files, job_id)).view(live)
-
-
-async def _live(services: Services, job_ids: Sequence[str]) -> list[Live]:
-    """Ask the broker once how far jobs have got; one that hangs costs its timeout once, not for each job."""
-    try:
-        async with services.redis.pipeline(transaction=False) as asked:
-            for job_id in job_ids:
-                asked.hgetall(keys.progress(job_id))
-                asked.get(keys.trouble(job_id))
-            answers = await asked.execute()
-    except RedisError:  # progress is a courtesy: the files tell the rest
-        return [NOTHING_LIVE] * len(job_ids)
-    return [
-        Live({int(chunk): int(rows) for chunk, rows in found.items()}, trouble.decode() if trouble else None)
-        for found, trouble in zip(answers[::2], answers[1::2], strict=True)
-    ]
-
-
-async def _tell(services: Services, job_id: str) -> None:
-    """Tell the reconciler that a job has changed; without that, it sees so when it next looks at the files."""
-    with suppress(RedisError):
-        await services.redis.rpush(keys.EVENTS, JobEvent(job_id=job_id).model_dump_json())
-        await services.redis.expire(keys.EVENTS, keys.EVENTS_TTL_S)
+    return (await look_at(services, job_id)).view

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from api.problems import Problem, Unavailable
+from api.securityheaders import page_policy
 from api.services import Services, ServicesDep
 from jobs.errors import StorageError
 from jobs.records import EncoderInfo
@@ -32,7 +36,8 @@ class EncoderView(EncoderInfo):
 async def index(request: Request) -> Response:
     """Tell where things are: JSON for programs, a page with the jobs for a browser."""
     if "text/html" in request.headers.get("accept", ""):
-        return HTMLResponse(await run_in_threadpool(_PAGE.read_text, "utf-8"), headers={"Vary": "Accept"})
+        page = await run_in_threadpool(_PAGE.read_text, "utf-8")
+        return HTMLResponse(page, headers={"Vary": "Accept", "Content-Security-Policy": page_policy(page)})
     links = {"predict": "/predict", "jobs": "/jobs", "encoder": "/encoder", "health": "/health", "ready": "/ready"}
     return JSONResponse(
         {"name": "layerstack", "version": VERSION, **links, "docs": "/docs", "openapi": "/openapi.json"},
@@ -60,6 +65,19 @@ async def ready(services: ServicesDep) -> dict[str, Any]:
     return {"status": "ready", "checks": checks}
 
 
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"application/openmetrics-text": {}}, "description": "metrics for Prometheus"}},
+)
+async def metrics(request: Request, services: ServicesDep) -> Response:
+    """Tell what this server, the workers and the jobs are doing, for Prometheus."""
+    encode, media_type = _exposition(request.headers.get("accept", ""))
+    found = await services.metrics.scrape(services.redis, services.encoders)
+    content = await run_in_threadpool(encode, found)
+    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+
 @router.get("/encoder")
 async def encoder(services: ServicesDep) -> EncoderView:
     """Describe the encoder: model, layers, shapes, fingerprint."""
@@ -70,6 +88,13 @@ async def encoder(services: ServicesDep) -> EncoderView:
         num_workers=len(workers),
         shapes={"prompt_embeds": ["B", info.max_length, info.embed_dim], "text_ids": ["B", info.max_length, 4]},
     )
+
+
+def _exposition(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    try:
+        return choose_encoder(accept)
+    except TypeError:  # prometheus_client compares a version that is no number
+        return choose_encoder("")
 
 
 async def _check_broker(services: Services) -> str:

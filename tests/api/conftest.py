@@ -18,7 +18,8 @@ def http(stack):
 def api(storage, storage_url, broker, redis):  # noqa: ARG001 - the storage has to be there
     """The API in this process, without a worker: jobs stay as the test leaves them. Some encoder seems to be loaded."""
     announce(redis)
-    with TestClient(create_app(Settings(broker_url=broker.url, storage=storage_url))) as client:
+    settings = Settings(broker_url=broker.url, storage=storage_url)
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
         yield client
 
 

@@ -8,7 +8,7 @@ for name in ("torch", "transformers", "accelerate", "diffusers", "encoder", "wor
 import api.app, api.__main__, jobs, layerstack, layerstack.cli
 from jobs.settings import Settings
 from fastapi.testclient import TestClient
-with TestClient(api.app.create_app(Settings(broker_url="unix:///nowhere"))) as client:
+with TestClient(api.app.create_app(Settings(broker_url="unix:///nowhere")), base_url="http://127.0.0.1") as client:
     assert client.get("/health").json()["status"] == "ok"
 """
 

@@ -1,9 +1,11 @@
+import gzip
 import json
 import tempfile
 
 import pytest
+import zstandard
 
-from api.jobrequest import MAX_JSON_PROMPTS
+from api.jobrequest import MAX_JSON_PROMPTS, MAX_METADATA
 from jobs.records import MAX_CHUNK_TOKENS
 from tests.support import files_up_to, kind
 
@@ -62,6 +64,15 @@ def test_more_prompts_than_a_json_body_may_have_are_pointed_to_a_file(http):
         ({"files": {"file": ("a.txt", b"\xff")}}, 422),
         ({"files": {"file": ("a.txt", b"a")}, "data": {"options": "nonsense"}}, 422),
         ({"files": {"file": ("a.txt", b"a")}, "data": {"optoins": "{}"}}, 422),
+        ({"files": {"file": ("a.txt", b"a")}, "data": {"metadata": "[]"}}, 422),
+        ({"files": {"file": ("a.txt", b"a")}, "data": {"metadata": "[" * 1000}}, 422),
+        ({"files": {"file": ("a.png.gz", b"x")}}, 415),
+        ({"files": {"file": ("a.gz", b"x")}}, 415),
+        ({"files": {"file": ("a.txt.gz", b"a fox")}}, 422),
+        ({"files": {"file": ("a.txt", b"a")}, "headers": {"content-encoding": "gzip"}}, 415),
+        ({"content": b"a", "headers": {"content-type": "text/plain", "content-encoding": "br"}}, 415),
+        ({"content": b"a", "headers": {"content-type": "text/plain"}, "params": {"metadata": '{"a": 1}'}}, 422),
+        ({"json": {"prompts": ["a"]}, "params": {"metadata": "{}"}}, 422),
         ({"files": {"file": ("a.txt", b"a")}, "data": {"options": json.dumps({str(n): n for n in range(99)})}}, 422),
         ({"files": [("file", (f"{n}.txt", b"a")) for n in range(3)]}, 400),
         ({"json": {"prompts": ["a"]}, "params": {"options": "{}"}}, 422),
@@ -85,6 +96,7 @@ def test_a_bad_upload_is_a_client_error(http, request_arguments, status):
         ({"files": [("file", ("a.txt", b"a")), ("file", ("b.txt", b"b"))]}, "file"),
         ({"files": [("file", ("a.txt", b"a")), ("file", (None, b"b"))]}, "file"),
         ({"files": {"file": ("a.txt", b"a")}, "data": {"options": ["{}", '{"layout": "dense"}']}}, "options"),
+        ({"files": {"file": ("a.txt", b"a")}, "data": {"metadata": ["{}", "{}"]}}, "metadata"),
     ],
 )
 def test_a_file_or_options_given_twice_are_refused_and_not_dropped(http, arguments, field):
@@ -112,4 +124,64 @@ def test_no_room_for_an_upload_is_507_that_names_the_temporary_folder(api, store
     assert kind(response) == (507, "temporary-folder-full")
     assert (response.json()["field"], "TMPDIR" in response.json()["detail"]) == ("file", True)
     assert tempfile.gettempdir() in caplog.text
+    assert store.storage.folders("jobs") == []
+
+
+METADATA = {"set": "barns", "split": "train"}
+
+
+@pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"json": {"prompts": ["a"], "metadata": METADATA}},
+        {"content": b"a", "headers": {"content-type": "text/plain"}, "params": {"metadata": json.dumps(METADATA)}},
+        {"files": {"file": ("a.txt", b"a")}, "params": {"metadata": json.dumps(METADATA)}},
+        {"files": {"file": ("a.txt", b"a")}, "data": {"metadata": json.dumps(METADATA)}, "params": {"metadata": "{}"}},
+    ],
+    ids=["JSON", "body", "upload with a query", "upload"],
+)
+def test_metadata_comes_with_prompts_of_each_kind(api, arguments):
+    assert api.post("/jobs", **arguments).json()["metadata"] == METADATA
+
+
+@pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
+@pytest.mark.parametrize(
+    ("metadata", "field"),
+    [
+        ({str(n): "" for n in range(MAX_METADATA + 1)}, "metadata"),
+        ({"k": 1}, "metadata.k"),
+        ({"k": "x" * 513}, "metadata.k"),
+        ({"k" * 513: "x"}, "metadata." + "k" * 513),
+    ],
+)
+def test_metadata_beside_a_file_has_the_limits_of_a_json_body(api, store, metadata, field):
+    text = json.dumps(metadata)
+    responses = [
+        api.post("/jobs", files={"file": ("a.txt", b"a")}, data={"metadata": text}),
+        api.post("/jobs", content=b"a", headers={"content-type": "text/plain"}, params={"metadata": text}),
+        api.post("/jobs", json={"prompts": ["a"], "metadata": metadata}),
+    ]
+    for response in responses:
+        assert kind(response) == (422, "invalid-request")
+        assert response.json()["field"].startswith(field)
+    assert store.storage.folders("jobs") == []
+
+
+@pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
+@pytest.mark.parametrize("suffix", ["txt", "parquet"])
+def test_an_upload_that_is_cut_off_leaves_nothing(api, store, suffix):
+    content = gzip.compress(b"a fox\n" * 100_000)[:-100]
+    response = api.post("/jobs", files={"file": (f"a.{suffix}.gz", content)})
+    assert kind(response) == (422, "invalid-request")
+    assert response.json()["field"] == "file"
+    assert store.storage.folders("jobs") == []
+
+
+@pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
+def test_a_compressed_parquet_file_that_has_no_room_expanded_is_507(api, store):
+    content = zstandard.compress(b"\0" * 2**23)
+    with files_up_to(2**21):
+        response = api.post("/jobs", files={"file": ("a.parquet.zst", content)})
+    assert kind(response) == (507, "temporary-folder-full")
     assert store.storage.folders("jobs") == []

@@ -158,7 +158,7 @@ def test_a_new_job_is_shown_with_an_estimate_of_its_size_and_workers_are_told(ap
     assert (job["status"], job["num_parts"], job["num_done"], job["error"]) == ("queued", 2, 0, None)
     rows, constant_rows = 3 * INFO.max_length, 2 * (INFO.num_prefix_tokens + 1)
     assert job["estimated_bytes"] == rows * (4 * INFO.embed_dim + 32) + constant_rows * 4 * INFO.embed_dim * 4 // 3
-    assert job["options"] == {"dtype": "float32", "compression": "none", **options}
+    assert job["options"] == {"dtype": "float32", "compression": "none", "on_error": "continue", **options}
     assert told(redis) == [job["id"]]
 
 
@@ -213,7 +213,7 @@ def test_a_failed_job_says_why_and_retry_lets_it_go_on(api, store, record):
         store.note_failure(record.id, chunk, "no way", crashed=False, limit=1)
     job = api.get(f"/jobs/{record.id}").json()
     assert (job["status"], job["num_parts_failed"]) == ("failed", 2)
-    assert job["error"] == "chunk 1, after 1 attempts: no way (and 1 more chunks)"
+    assert job["error"] == "chunk 1, after 1 attempt: no way (and 1 more chunks)"
     assert api.post(f"/jobs/{record.id}/retry").json()["status"] == "running"
 
 
@@ -260,7 +260,7 @@ def test_without_a_broker_jobs_are_shown_and_changed_all_the_same(api, broker, s
     assert api.post(f"/jobs/{record.id}/cancel").json()["status"] == "cancelled"
     assert api.post(f"/jobs/{record.id}/retry").json()["status"] == "running"
     assert api.delete(f"/jobs/{record.id}").status_code == 204
-    assert store.list_ids(limit=1) == []
+    assert list(store.newest()) == []
 
 
 def test_a_broker_that_hangs_delays_a_page_of_jobs_no_more_than_one_job(api, broker, store, record):
@@ -300,7 +300,7 @@ def test_a_job_that_cannot_be_read_is_told_as_such_and_hides_no_other(api, store
 def test_a_job_whose_results_would_not_fit_is_507_with_the_limit(broker, redis, tmp_path):
     announce(redis)
     settings = Settings(broker_url=broker.url, storage=str(tmp_path), storage_reserve_bytes=2**62)
-    with TestClient(create_app(settings)) as api:
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as api:
         response = api.post("/jobs", json={"prompts": ["a"]})
     assert kind(response) == (507, "not-enough-space")
     problem = response.json()
@@ -320,7 +320,8 @@ def test_a_full_storage_is_507_and_keeps_nothing(api, store):
 
 def test_a_storage_that_does_not_work_is_503_and_not_the_clients_business(bucket, broker, redis):
     announce(redis)
-    with TestClient(create_app(Settings(broker_url=broker.url, storage=f"{bucket}-that-is-gone"))) as api:
+    settings = Settings(broker_url=broker.url, storage=f"{bucket}-that-is-gone")
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as api:
         for response in (api.get("/jobs"), api.post("/jobs", json={"prompts": ["a"]})):
             assert kind(response) == (503, "storage-unavailable")
             assert int(response.headers["retry-after"]) > 0

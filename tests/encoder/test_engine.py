@@ -118,6 +118,8 @@ def test_an_interactive_prompt_is_in_the_very_next_forward(encoder, want, forwar
     assert forwards.texts[1][0] == "hello world"
     assert waited[Priority.INTERACTIVE] == 0
     assert waited[Priority.BULK] == len(forwards.texts) - 2 > 0
+    assert urgent.batches_waited == 0
+    assert max(future.batches_waited for future in bulk) == waited[Priority.BULK]
 
 
 def test_the_oldest_of_a_priority_go_first(encoder, forwards):

@@ -86,7 +86,7 @@ class Child:
 
     def tail(self, lines: int = 40) -> str:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        told = [line for line in text.splitlines() if "uvicorn.access" not in line]
+        told = [line for line in text.splitlines() if "api.access" not in line]
         return f"--- {self.name}, the end of {self.log}\n" + "\n".join(told[-lines:])
 
     def _wait(self) -> int:

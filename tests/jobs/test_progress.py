@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jobs.progress import NOTHING_LIVE, JobFiles, Live
+from jobs.progress import NOTHING_LIVE, Counts, JobFiles, Live
+from jobs.rate import Reported
 from jobs.records import MAX_CHUNK_TOKENS, ChunkFailure, JobRecord, JobStatus, JobView, Manifest, Mark
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -32,7 +33,7 @@ def failures(*chunks, gave_up=True):
 
 
 def job(**files):
-    nothing = {"parts": {}, "failures": {}, "manifest": None, "cancelled": None, "expired": None}
+    nothing = {"parts": {}, "failures": {}, "manifest": None, "started": None, "cancelled": None, "expired": None}
     return JobFiles(record=RECORD, starts=[0, 4, 8, 10], **nothing | files)
 
 
@@ -42,6 +43,8 @@ def job(**files):
         ({}, NOTHING_LIVE, "queued"),
         ({}, Live({1: 0}), "running"),
         ({"parts": {0: 1}}, NOTHING_LIVE, "running"),
+        ({"started": MARK}, NOTHING_LIVE, "running"),
+        ({"started": MARK}, FULL, "paused"),
         ({"failures": failures(1, gave_up=False)}, NOTHING_LIVE, "queued"),
         (DONE, NOTHING_LIVE, "running"),  # until the parts have been checked
         ({}, FULL, "paused"),
@@ -108,8 +111,8 @@ def test_in_a_final_status_only_parts_count():
 
 def test_parts_are_shown_with_their_sizes_in_order_until_they_expire():
     shown = job(parts={2: 102, 0: 100}).view().parts
-    assert [(part.index, part.bytes, part.url) for part in shown] == [
-        (0, 100, f"/jobs/{RECORD.id}/parts/0"), (2, 102, f"/jobs/{RECORD.id}/parts/2"),
+    assert [(part.index, part.rows, part.bytes, part.url) for part in shown] == [
+        (0, 4, 100, f"/jobs/{RECORD.id}/parts/0"), (2, 2, 102, f"/jobs/{RECORD.id}/parts/2"),
     ]  # fmt: skip
     assert job(manifest=MANIFEST, expired=MARK, **DONE).view().parts == []
 
@@ -119,6 +122,8 @@ def test_the_first_failure_is_told_with_the_number_of_others():
     assert view.error == "chunk 1, after 3 attempts: fault 1 (and 1 more chunks)"
     assert view.num_parts_failed == 2
     assert job(failures=failures(1)).view().error == "chunk 1, after 3 attempts: fault 1"
+    once = failure(1).model_copy(update={"attempts": 1, "crashes": 0})
+    assert job(failures={1: once}).view().error == "chunk 1, after 1 attempt: fault 1"
 
 
 def test_a_failure_that_is_being_tried_again_or_was_overcome_is_not_told():
@@ -146,3 +151,101 @@ def test_what_was_asked_is_shown():
     view = job().view()
     assert (view.estimated_bytes, view.fingerprint, view.metadata) == (77, "f", {"k": "v"})
     assert (view.options.chunk_rows, view.options.chunk_tokens, view.options.deduplicate) == (4, 100, True)
+
+
+def test_with_fail_on_error_the_first_chunk_that_is_given_up_ends_the_job():
+    impatient = RECORD.model_copy(update={"on_error": "fail"})
+
+    def status(**files):
+        return replace(job(**files), record=impatient).status(Live({2: 1}))
+
+    assert status(failures=failures(1)) == JobStatus.FAILED
+    assert status(failures=failures(1, gave_up=False)) == JobStatus.RUNNING
+    assert status(failures=failures(1), parts={1: 1}) == JobStatus.RUNNING
+    assert status(failures=failures(1), cancelled=MARK) == JobStatus.CANCELLING
+    view = replace(job(failures=failures(1), parts={0: 1}), record=impatient).view(Live({2: 1}))
+    assert (view.num_done, view.finished_at, view.options.on_error) == (4, NOW + timedelta(minutes=1), "fail")
+
+
+def times(view):
+    return {name: at for name, at in view.times.model_dump().items() if at is not None}
+
+
+def test_each_state_that_was_reached_has_its_time():
+    began, stopped, over = (Mark(at=NOW + timedelta(hours=n)) for n in (1, 2, 3))
+    queued, running = {"queued": NOW}, {"queued": NOW, "running": began.at}
+    assert times(job().view()) == queued
+    assert times(job(started=began).view()) == running
+    assert job(started=began).view().started_at == began.at
+    stopping = running | {"cancelling": stopped.at}
+    assert times(job(started=began, cancelled=stopped).view(Live({1: 1}))) == stopping
+    assert times(job(started=began, cancelled=stopped).view()) == stopping | {"cancelled": stopped.at}
+    assert times(job(cancelled=stopped, expired=over).view()) == queued | {
+        "cancelling": stopped.at, "cancelled": stopped.at, "expired": over.at,
+    }  # fmt: skip
+    assert times(job(manifest=MANIFEST, **DONE).view()) == queued | {"succeeded": MANIFEST.finished_at}
+    late = job(manifest=MANIFEST, cancelled=stopped, **DONE).view()  # the mark came too late
+    assert times(late) == queued | {"cancelling": stopped.at, "succeeded": MANIFEST.finished_at}
+    failed = job(failures=failures(1), parts={0: 1, 2: 1}).view()
+    assert times(failed) == queued | {"failed": NOW + timedelta(minutes=1)}
+
+
+def test_counts_are_those_of_the_manifest_if_there_is_one_and_else_what_is_known():
+    def shown(view):
+        return (view.num_succeeded, view.num_failed, view.num_truncated)
+
+    known = Counts(3, 1, 2)
+    assert shown(job(parts={0: 1}).view()) == (None, None, None)
+    assert shown(job(parts={0: 1}).view(counts=known)) == (3, 1, 2)
+    assert shown(job(manifest=MANIFEST, **DONE).view(counts=known)) == (8, 2, 1)
+
+
+def test_the_rate_and_the_time_left_follow_from_the_last_parts_while_it_runs():
+    reported = [Reported(NOW, 4), Reported(NOW + timedelta(seconds=2), 4)]
+    view = job(parts={0: 1, 1: 1}, reported=reported).view()
+    assert (view.rate, view.eta_s) == (2.0, 1.0)
+    for files, live in (({"cancelled": MARK}, NOTHING_LIVE), ({}, FULL), (DONE | {"manifest": MANIFEST}, NOTHING_LIVE)):
+        view = job(reported=reported, **{"parts": {0: 1, 1: 1}} | files).view(live)
+        assert (view.rate, view.eta_s) == (None, None)
+
+
+def test_before_there_are_two_parts_the_rate_is_what_has_been_done_since_it_started():
+    def rate(live=NOTHING_LIVE, seconds=2, **files):
+        return job(started=MARK, **files).view(live, now=NOW + timedelta(seconds=seconds)).rate
+
+    assert rate() is None
+    assert rate(Live({0: 3})) == 1.5
+    assert rate(Live({1: 1}), parts={0: 1}, reported=[Reported(NOW, 4)]) == 2.5
+    assert rate(Live({0: 3}), seconds=-1) is None  # the clocks differ
+    assert job().view(Live({0: 3})).rate is None  # a job that began before there was a mark
+
+
+def test_a_job_that_is_done_but_for_the_check_of_its_parts_has_no_time_left():
+    reported = [Reported(NOW, 4), Reported(NOW + timedelta(seconds=2), 4)]
+    assert job(reported=reported, **DONE).view().eta_s == 0
+
+
+def test_the_position_in_the_queue_is_shown_while_it_is_queued():
+    assert job().view(Live({}, None, 3)).queue_position == 3
+    assert job(started=MARK).view(Live({}, None, 3)).queue_position is None
+
+
+@pytest.mark.parametrize(
+    ("after", "limit", "shown", "following"),
+    [
+        (None, 100, [0, 2, 3, 7], None),
+        (None, 2, [0, 2], 2),
+        (2, 2, [3, 7], None),
+        (0, 1, [2], 2),
+        (1, 4, [2, 3, 7], None),
+        (7, 4, [], None),
+        (-1, 4, [0, 2, 3, 7], None),
+        (None, 0, [], None),
+    ],
+)
+def test_parts_are_shown_in_pages(after, limit, shown, following):
+    record = RECORD.model_copy(update={"num_chunks": 9, "num_prompts": 9})
+    files = replace(job(parts=dict.fromkeys([7, 3, 0, 2], 1)), record=record, starts=range(10))
+    view = files.view(parts_after=after, parts_limit=limit)
+    assert ([part.index for part in view.parts], view.parts_next) == (shown, following)
+    assert view.num_parts_done == 4

@@ -156,23 +156,6 @@ def test_failures_are_counted_apart_from_crashes_until_either_is_used_up(store):
     assert store.files(record.id).failures == {1: last}
 
 
-def test_failures_of_chunks_that_are_done_are_not_read(store):
-    record = make_job(store)
-    for chunk in range(2):
-        store.note_failure(record.id, chunk, "x", crashed=True, limit=9)
-    do_chunk(store, record, 0)
-    assert list(store.files(record.id).failures) == [1]
-
-
-def test_a_failure_that_cannot_be_read_is_counted_anew(store):
-    record = make_job(store)
-    store.note_failure(record.id, 0, "x", crashed=False, limit=1)
-    store.storage.write(job_names(record.id).failure(0), b"{")
-    assert store.failure(record.id, 0) is None
-    assert store.files(record.id).failures == {}
-    assert store.note_failure(record.id, 0, "y", crashed=False, limit=2).attempts == 1
-
-
 def test_one_listing_tells_which_marks_a_job_has(store):
     record = make_job(store)
     store.cancel(record.id)
@@ -252,7 +235,7 @@ def test_a_deleted_job_is_gone_from_the_first_moment(store):
     record, other = make_job(store), make_job(store)
     do_chunk(store, record, 0)
     store.delete(record.id)
-    assert store.list_ids(limit=10) == [other.id]
+    assert list(store.newest()) == [other.id]
     assert store.is_cancelled(record.id)
     assert store.storage.folders("jobs") == [other.id]
     for ask in (store.load, store.files, store.delete, store.manifest):
@@ -262,14 +245,13 @@ def test_a_deleted_job_is_gone_from_the_first_moment(store):
         next(store.prompts(record.id, 0))
 
 
-def test_jobs_are_listed_newest_first_in_pages(store):
+def test_jobs_are_listed_newest_first(store):
     ids = [make_job(store, count=1).id for _ in range(7)]
     store.storage.write("jobs/not-a-job/job.json", b"{}")
     store.storage.write("jobs/01M8259KQ6ZM43ZW7F9E4YQJWV/prompts/00000.parquet", b"")  # an upload that never ended
     newest_first = sorted(ids, reverse=True)
-    assert store.list_ids(limit=10) == newest_first
-    assert store.list_ids(limit=2) == newest_first[:2]
-    assert store.list_ids(limit=2, after=newest_first[1]) == newest_first[2:4]
+    assert list(store.newest()) == newest_first
+    assert list(store.newest(after=newest_first[1])) == newest_first[2:]
 
 
 @pytest.mark.parametrize("job_id", ["", "..", "../..", "01M8259KQ6ZM43ZW7F9E4YQJWV", "01M8259KQ6ZM43ZW7F9E4YQJW\n"])
@@ -334,3 +316,67 @@ def test_many_threads_may_count_parts_of_one_job(store):
         thread.join()
     assert len(store.files(record.id).parts) == 16
     finish(store, record)
+
+
+def test_the_first_chunk_that_is_begun_is_when_the_job_started(store, storage_url):
+    record = make_job(store)
+    assert (store.files(record.id).started, status(store, record)) == (None, JobStatus.QUEUED)
+    store.begin(record.id)
+    first = store.files(record.id).started
+    store.begin(record.id)
+    JobStore(open_storage(storage_url)).begin(record.id)
+    assert store.files(record.id).started == first
+    assert status(store, record) == JobStatus.RUNNING
+
+
+def test_that_a_job_has_started_is_looked_up_once(store, storage_url):
+    record = make_job(store)
+    storage = open_storage(storage_url)
+    size, asked = storage.size, []
+    storage.size = lambda name: asked.append(name) or size(name)
+    other = JobStore(storage)
+    for _ in range(3):
+        other.begin(record.id)
+    assert asked == [job_names(record.id).started]
+
+
+def test_a_job_keeps_when_it_started_through_retry_and_expiry(store):
+    record = make_job(store)
+    store.begin(record.id)
+    started = store.files(record.id).started
+    finish(store, record)
+    store.retry(record.id)
+    assert store.files(record.id).started == started
+    finish(store, record)
+    store.expire(record.id)
+    assert store.files(record.id).started == started
+
+
+def test_a_job_that_ends_with_the_first_failure_has_failed_at_once_and_is_stopped(store):
+    record, patient = make_job(store, on_error="fail"), make_job(store)
+    for each in (record, patient):
+        do_chunk(store, each, 0)
+        store.note_failure(each.id, 1, "its worker died", crashed=True, limit=5)
+        assert not store.is_stopped(each.id)
+        store.note_failure(each.id, 1, "prompt 5 failed", crashed=False, limit=1)
+    assert (status(store, record), store.is_stopped(record.id)) == (JobStatus.FAILED, True)
+    assert (status(store, patient), store.is_stopped(patient.id)) == (JobStatus.RUNNING, False)
+    with pytest.raises(JobStateError, match="is failed and cannot be cancelled"):
+        store.cancel(record.id)
+    store.retry(record.id)
+    assert (status(store, record), store.is_stopped(record.id)) == (JobStatus.RUNNING, False)
+
+
+def test_a_failure_that_was_overcome_stops_nothing(store):
+    record = make_job(store, on_error="fail")
+    store.note_failure(record.id, 1, "x", crashed=False, limit=1)
+    do_chunk(store, record, 1)
+    assert (status(store, record), store.is_stopped(record.id)) == (JobStatus.RUNNING, False)
+
+
+def test_a_job_that_is_cancelled_or_deleted_is_stopped(store):
+    cancelled, deleted = make_job(store, on_error="fail"), make_job(store, on_error="fail")
+    store.cancel(cancelled.id)
+    store.delete(deleted.id)
+    assert store.is_stopped(cancelled.id)
+    assert store.is_stopped(deleted.id)

@@ -1,9 +1,11 @@
+import hashlib
 import json
 
 import pytest
 from safetensors.numpy import load_file
 
 import layerstack
+from jobs.settings import load_settings
 from layerstack import cli
 from tests.support import wait_for
 
@@ -71,6 +73,38 @@ def test_an_error_is_one_line_that_names_what_is_wrong(run, words, message):
     assert code == 1
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_server_with_keys_takes_the_one_of_the_environment_and_says_so_without(run, keyed_url, monkeypatch):
+    code, _, err = run("jobs", "list", url=keyed_url)
+    assert code == 1
+    assert "LAYERSTACK_API_KEY" in err
+    monkeypatch.setenv("LAYERSTACK_API_KEY", "ls_of-ann")
+    assert run("jobs", "list", "--json", url=keyed_url)[:2] == (0, "[]\n")
+
+
+def test_a_new_key_comes_with_the_entry_by_which_a_server_knows_it(run):
+    code, out, _ = run("keys", "new", "ann", "--json")
+    made = json.loads(out)
+    digest = hashlib.sha256(made["key"].encode()).hexdigest()
+    assert (code, made["name"], made["entry"]) == (0, "ann", f"ann:{digest}")
+    assert load_settings(api_keys=made["entry"]).api_keys == {"ann": digest}
+    assert made["key"].startswith("ls_")
+    assert len(made["key"]) > 40
+
+
+def test_no_two_keys_are_the_same_and_a_person_sees_key_and_entry(run):
+    first, second = (run("keys", "new", "ann")[1].split() for _ in range(2))
+    assert first[::2] == ["key", "entry"]
+    assert first[3] == f"ann:{hashlib.sha256(first[1].encode()).hexdigest()}"
+    assert not set(first[1::2]) & set(second[1::2])
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "a b", "a,b", "x" * 65])
+def test_a_name_that_no_entry_can_have_is_wrong_usage(run, name):
+    code, out, err = run("keys", "new", name)
+    assert (code, out) == (2, "")
+    assert "NAME" in err
 
 
 def test_wrong_usage_has_its_own_exit_code(run):

@@ -9,7 +9,14 @@ import pytest
 import layerstack
 from api.jobrequest import MAX_JSON_PROMPTS
 from jobs.records import JobStatus
-from layerstack.errors import AnswerLostError, DownloadError, ReadError, ServerError, ServerUnreachableError
+from layerstack.errors import (
+    AnswerLostError,
+    ApiKeyError,
+    DownloadError,
+    ReadError,
+    ServerError,
+    ServerUnreachableError,
+)
 from tests.support import wait_for
 
 
@@ -194,6 +201,24 @@ def test_an_answer_of_another_kind_of_server_is_an_error_too():
     )
     with pytest.raises(ServerError, match="HTTP 502: <html>bad gateway"), client:
         client.jobs()
+
+
+def test_a_key_is_sent_that_is_given_or_in_the_environment(keyed_url, monkeypatch):
+    monkeypatch.setenv("LAYERSTACK_API_KEY", "ls_of-ann\n")
+    for given in ({}, {"api_key": "ls_of-ann"}):
+        with layerstack.Client(keyed_url, **given) as client:
+            assert client.jobs() == []
+    with layerstack.Client(keyed_url, api_key="ls_of-eve") as client, pytest.raises(ServerError) as caught:
+        client.jobs()
+    assert caught.value.status == 401
+
+
+@pytest.mark.parametrize("key", ["ls_ä", "ls_a\nls_b", "ls_a ls_b"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key):
+    with pytest.raises(ApiKeyError) as caught:
+        layerstack.Client(api_key=key)
+    assert "LAYERSTACK_API_KEY" in str(caught.value)
+    assert "ls_" not in str(caught.value)
 
 
 def test_nobody_at_the_url_is_an_error_that_names_it():

@@ -186,6 +186,15 @@ def test_a_port_in_use_is_told_and_nothing_is_started(up, tmp_path):
     assert not (tmp_path / "storage").exists()
 
 
+def test_without_keys_it_does_not_listen_where_others_reach_it(up, tmp_path):
+    process = up("--storage", tmp_path / "storage", env={"LAYERSTACK_HOST": "0.0.0.0"})  # noqa: S104 - it refuses
+    assert process.wait(30) == 1
+    said = process.log.read_text()
+    for name in ("LAYERSTACK_HOST", "LAYERSTACK_API_KEYS", "LAYERSTACK_ALLOW_WITHOUT_KEYS"):
+        assert name in said
+    assert not (tmp_path / "storage").exists()
+
+
 def test_a_storage_in_use_is_told(up, stack):
     process = up("--port", free_port(), "--storage", stack.storage)
     assert process.wait(20) == 1

@@ -1,7 +1,19 @@
-import pytest
+import threading
+from datetime import timedelta
 
+import pytest
+from ulid import ULID
+
+from jobs.messages import JobEvent
+from jobs.queue import make_celery
 from jobs.records import Prompt
+from jobs.settings import Settings
+from jobs.store import JobStore
 from tests import sample_jobs
+from tests.sample_jobs import INFO
+from worker.housekeeping import Housekeeper
+from worker.notes import JobNotes
+from worker.reconciler import Reconciler
 from worker.rows import describe
 
 
@@ -15,3 +27,49 @@ def make_job(store, encoder):
         return sample_jobs.make_job(store, prompts=prompts, chunk_rows=chunk_rows, encoder=describe(encoder), **options)
 
     return make
+
+
+@pytest.fixture
+def reconcile(store, broker):
+    """Start a reconciler -> what stops it; all of them are stopped at the end."""
+    stops = []
+
+    def start(*, search_every_s=0.1, fingerprint=INFO.fingerprint, retention=None, abandoned_after=timedelta(hours=1)):
+        stopping, redis, app = threading.Event(), broker.client(), make_celery(Settings(broker_url=broker.url))
+        own_store = JobStore(store.storage)
+        reconciler = Reconciler(
+            store=own_store,
+            redis=redis,
+            app=app,
+            notes=JobNotes(redis),
+            housekeeper=Housekeeper(own_store, retention=retention, abandoned_after=abandoned_after),
+            fingerprint=fingerprint,
+            slots=1,
+            search_every_s=search_every_s,
+            lease_s=0.2,
+            chunk_crashes=2,
+            read_all=True,
+            stopping=stopping,
+        )
+        thread = threading.Thread(target=reconciler.run)
+        thread.start()
+
+        def stop():
+            stopping.set()
+            JobNotes(redis).tell(JobEvent(job_id=str(ULID())))  # so that it need not wait for one
+            thread.join(60)
+            assert not thread.is_alive()
+            redis.close()
+            app.close()
+
+        stops.append(stop)
+        return stop
+
+    yield start
+    for stop in stops:
+        stop()
+
+
+@pytest.fixture
+def notes(redis):
+    return JobNotes(redis)

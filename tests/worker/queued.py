@@ -1,8 +1,10 @@
-"""What is in the queue of chunks, and what a worker takes from it."""
+"""What is in the queue of chunks, what a worker takes from it, and what it does and tells."""
 
 import json
 
+from jobs.messages import JobEvent
 from jobs.queue import BULK
+from tests.sample_jobs import do_chunk, make_job
 from tests.support import wait_for
 
 
@@ -29,3 +31,23 @@ def take(redis):
 
 def take_all(redis):
     return sorted(take(redis)[1] for _ in range(redis.llen(BULK)))
+
+
+def done(store, notes, record, chunk):
+    """Do a chunk, and tell so."""
+    do_chunk(store, record, chunk)
+    notes.tell(JobEvent(job_id=record.id, chunk=chunk, what="done"))
+
+
+def status(store, record):
+    return store.files(record.id).status()
+
+
+def wait_for_a_search(redis, store, notes):
+    """Wait until the reconciler has looked for lost chunks, by one that it has to find."""
+    probe = make_job(store, count=1)
+    notes.tell(JobEvent(job_id=probe.id))
+    wait_for_chunks(redis, probe, [0])
+    redis.lrem(BULK, 1, next(message for message in redis.lrange(BULK, 0, -1) if probe.id.encode() in message))
+    wait_for_chunks(redis, probe, [0])
+    store.delete(probe.id)

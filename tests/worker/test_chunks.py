@@ -14,7 +14,13 @@ from jobs.results import finalise
 from tests.sample_jobs import make_job as make_foreign_job
 from tests.support import wait_for
 from worker.chunks import ChunkEncoder
-from worker.errors import DeviceLostError, FingerprintMismatchError, HandedBackError, JobCancelledError
+from worker.errors import (
+    DeviceLostError,
+    FingerprintMismatchError,
+    HandedBackError,
+    JobCancelledError,
+    PromptFailedError,
+)
 from worker.recall import Recall
 
 
@@ -190,6 +196,46 @@ def test_a_prompt_that_cannot_be_encoded_is_a_row_with_an_error(chunks, store, f
     report = store.report(record.id, 0)
     assert (report.part.succeeded, report.part.failed) == (2, 1)
     assert [(error.index, error.error) for error in report.errors] == [(1, "RuntimeError: no way")]
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_a_prompt_that_fails_ends_a_job_that_is_to_fail_then_and_is_encoded_anew_on_retry(
+    chunks, store, engine, forwards, make_job, deduplicate
+):
+    forwards.fault = lambda texts: RuntimeError("no way") if "bad" in texts else None
+    record = make_job(texts=["good", "fine", "bad", "more"], on_error="fail", deduplicate=deduplicate)
+    for _ in range(2):
+        with pytest.raises(PromptFailedError, match=r"^prompt 2 \(id '2'\) failed: RuntimeError: no way$"):
+            chunks.encode(record.id, 0, Watch())
+        assert store.storage.files(job_names(record.id).parts_folder) == []
+        assert chunks.recall._under_way == {}
+    forwards.fault = lambda _texts: None
+    chunks.encode(record.id, 0, Watch())
+    assert store.report(record.id, 0).part.failed == 0
+
+
+def test_a_prompt_whose_rows_the_dtype_cannot_hold_ends_a_job_that_is_to_fail_then(
+    chunks, encoder, make_job, monkeypatch
+):
+    record = make_job(texts=["good", "large"], on_error="fail", dtype="float16")
+    forward = encoder.forward
+
+    def large(prompts):
+        packing, rows = forward(prompts)
+        return packing, rows * 1e6
+
+    monkeypatch.setattr(encoder, "forward", large)
+    with pytest.raises(PromptFailedError, match=r"^prompt 0 \(id '0'\) failed: .*float16"):
+        chunks.encode(record.id, 0, Watch())
+
+
+def test_a_chunk_that_is_begun_starts_its_job_unless_it_is_for_another_encoder(chunks, store, make_job):
+    foreign, record = make_foreign_job(store), make_job(count=4)
+    with pytest.raises(FingerprintMismatchError):
+        chunks.encode(foreign.id, 0, Watch())
+    chunks.encode(record.id, 0, Watch())
+    assert store.files(foreign.id).started is None
+    assert store.files(record.id).started is not None
 
 
 @pytest.mark.parametrize(("deduplicate", "times"), [(True, 1), (False, 5)])

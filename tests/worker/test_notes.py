@@ -26,12 +26,12 @@ def test_chunks_are_under_way_from_their_first_progress_until_they_are_put_down(
 
 
 def test_progress_is_answered_with_what_became_of_lease_and_job(notes, redis):
-    assert notes.progress(JOB, 0, 1) == Progress(is_leased=False, is_cancelled=False)
+    assert notes.progress(JOB, 0, 1) == Progress(is_leased=False, is_stopped=False)
     redis.set(keys.lease(JOB, 0), "x")
-    assert notes.progress(JOB, 0, 2) == Progress(is_leased=True, is_cancelled=False)
-    assert notes.progress(JOB, 1, 2) == Progress(is_leased=False, is_cancelled=False)
+    assert notes.progress(JOB, 0, 2) == Progress(is_leased=True, is_stopped=False)
+    assert notes.progress(JOB, 1, 2) == Progress(is_leased=False, is_stopped=False)
     redis.set(keys.cancelled(JOB), 1)
-    assert notes.progress(JOB, 0, 3) == Progress(is_leased=True, is_cancelled=True)
+    assert notes.progress(JOB, 0, 3) == Progress(is_leased=True, is_stopped=True)
 
 
 def test_events_are_told_in_order(notes, redis):
@@ -69,7 +69,7 @@ def test_nothing_that_is_told_stays_for_ever(notes, redis):
 def test_without_redis_nothing_is_told_and_nobody_fails(notes, broker):
     broker.process.terminate()
     broker.process.wait()
-    assert notes.progress(JOB, 0, 1) == Progress(is_leased=True, is_cancelled=False)
+    assert notes.progress(JOB, 0, 1) == Progress(is_leased=True, is_stopped=False)
     notes.put_down(JOB, 0)
     notes.tell(JobEvent(job_id=JOB))
     notes.trouble(JOB, "x", 1)

@@ -2,26 +2,21 @@
 
 import subprocess
 import threading
-from datetime import timedelta
 
 import pytest
-from ulid import ULID
 
 from jobs import keys
 from jobs.layout import job_names
 from jobs.messages import JobEvent
-from jobs.queue import BULK, make_celery
+from jobs.queue import BULK
 from jobs.records import JobStatus
-from jobs.settings import Settings
 from jobs.store import JobStore
 from layerstack.broker import broker_command
 from tests.sample_jobs import INFO, announce, do_chunk, make_job, write_part
 from tests.support import can_connect, wait_for
-from tests.worker.queued import take, take_all, wait_for_chunks, waiting
-from worker.housekeeping import Housekeeper
+from tests.worker.queued import done, status, take, take_all, wait_for_a_search, wait_for_chunks, waiting
 from worker.leases import Leases
 from worker.notes import JobNotes
-from worker.reconciler import Reconciler
 
 WINDOW = 16  # of the reconciler, with one worker of one slot
 NEVER_S = 60.0  # so that nothing happens but by events
@@ -31,72 +26,6 @@ NEVER_S = 60.0  # so that nothing happens but by events
 def storage_url(tmp_path):
     """A folder: what the reconciler does is the same for each kind of storage."""
     return str(tmp_path / "storage")
-
-
-@pytest.fixture
-def reconcile(store, broker):
-    """Start a reconciler -> what stops it; all of them are stopped at the end."""
-    stops = []
-
-    def start(*, search_every_s=0.1, fingerprint=INFO.fingerprint, retention=None, abandoned_after=timedelta(hours=1)):
-        stopping, redis, app = threading.Event(), broker.client(), make_celery(Settings(broker_url=broker.url))
-        own_store = JobStore(store.storage)
-        reconciler = Reconciler(
-            store=own_store,
-            redis=redis,
-            app=app,
-            notes=JobNotes(redis),
-            housekeeper=Housekeeper(own_store, retention=retention, abandoned_after=abandoned_after),
-            fingerprint=fingerprint,
-            slots=1,
-            search_every_s=search_every_s,
-            lease_s=0.2,
-            chunk_crashes=2,
-            read_all=True,
-            stopping=stopping,
-        )
-        thread = threading.Thread(target=reconciler.run)
-        thread.start()
-
-        def stop():
-            stopping.set()
-            JobNotes(redis).tell(JobEvent(job_id=str(ULID())))  # so that it need not wait for one
-            thread.join(60)
-            assert not thread.is_alive()
-            redis.close()
-            app.close()
-
-        stops.append(stop)
-        return stop
-
-    yield start
-    for stop in stops:
-        stop()
-
-
-@pytest.fixture
-def notes(redis):
-    return JobNotes(redis)
-
-
-def done(store, notes, record, chunk):
-    """Do a chunk, and tell so."""
-    do_chunk(store, record, chunk)
-    notes.tell(JobEvent(job_id=record.id, chunk=chunk, what="done"))
-
-
-def status(store, record):
-    return store.files(record.id).status()
-
-
-def wait_for_a_search(redis, store, notes):
-    """Wait until the reconciler has looked for lost chunks, by one that it has to find."""
-    probe = make_job(store, count=1)
-    notes.tell(JobEvent(job_id=probe.id))
-    wait_for_chunks(redis, probe, [0])
-    redis.lrem(BULK, 1, next(message for message in redis.lrange(BULK, 0, -1) if probe.id.encode() in message))
-    wait_for_chunks(redis, probe, [0])
-    store.delete(probe.id)
 
 
 # Sending.
@@ -362,75 +291,6 @@ def test_while_the_storage_does_not_work_one_chunk_tries_it(reconcile, redis, st
     done(store, notes, record, probe)
     wait_for_chunks(redis, record, sorted({0, 1, 2, 3, 4} - {probe}))
     assert not redis.exists(keys.trouble(record.id))
-
-
-# Finishing.
-
-
-@pytest.mark.parametrize(
-    "fault", [lambda storage, name: storage.write(name, b"x"), lambda storage, name: storage.delete(name)]
-)
-def test_a_part_that_is_bad_at_the_end_is_done_anew(reconcile, redis, store, notes, fault):
-    record = make_job(store)
-    for chunk in range(3):
-        do_chunk(store, record, chunk)
-    reconcile(search_every_s=NEVER_S)
-    wait_for(lambda: status(store, record) == JobStatus.SUCCEEDED)
-    fault(store.storage, job_names(record.id).part(1))
-    store.retry(record.id)
-    notes.tell(JobEvent(job_id=record.id))
-    wait_for_chunks(redis, record, [1])
-    take(redis)
-    done(store, notes, record, 1)
-    wait_for(lambda: status(store, record) == JobStatus.SUCCEEDED)
-
-
-def test_a_cancelled_job_is_sent_no_more_until_it_is_retried(reconcile, redis, store, notes):
-    record = make_job(store)
-    reconcile()
-    wait_for_chunks(redis, record, range(3))
-    store.cancel(record.id)
-    notes.progress(record.id, 2, 1)  # of a worker that died with it
-    notes.tell(JobEvent(job_id=record.id))
-    wait_for(lambda: notes.begun(record.id) == set())
-    redis.delete(BULK)
-    wait_for_a_search(redis, store, notes)
-    assert waiting(redis, record) == []
-    store.retry(record.id)
-    notes.tell(JobEvent(job_id=record.id))
-    wait_for_chunks(redis, record, range(3))
-
-
-def test_a_deleted_job_is_sent_no_more(reconcile, redis, store, notes):
-    record = make_job(store)
-    reconcile()
-    wait_for_chunks(redis, record, range(3))
-    store.delete(record.id)
-    notes.tell(JobEvent(job_id=record.id))
-    wait_for_a_search(redis, store, notes)
-    redis.delete(BULK)
-    wait_for_a_search(redis, store, notes)
-    assert waiting(redis, record) == []
-
-
-# Tidying up.
-
-
-def test_results_are_deleted_once_their_time_is_up(reconcile, store):
-    record = make_job(store)
-    for chunk in range(3):
-        do_chunk(store, record, chunk)
-    reconcile(retention=timedelta(seconds=0.01))
-    wait_for(lambda: status(store, record) == JobStatus.EXPIRED)
-    assert not store.has_part(record.id, 0)
-
-
-def test_uploads_that_were_cut_off_are_removed(reconcile, store, monkeypatch):
-    monkeypatch.setattr("worker.reconciler._SCAN_EVERY_S", 0.1)
-    names = job_names(str(ULID()))
-    store.storage.write(names.prompts(0), b"x")
-    reconcile(abandoned_after=timedelta(seconds=0.1))
-    wait_for(lambda: store.storage.folders("jobs") == [])
 
 
 # Leading.

@@ -97,6 +97,21 @@ def test_a_chunk_that_is_put_back_before_its_turn_is_sent_once():
     assert sorted(schedule.due(0, 4)) == [0, 1, 2, 3]
 
 
+def test_a_job_that_ends_with_the_first_failure_sends_nothing_after_it_until_it_is_retried():
+    schedule = Schedule(5, stops_at_failure=True)
+    schedule.due(0, WINDOW)
+    schedule.put_back(1)
+    assert not schedule.settled
+    schedule.give_up(1)
+    assert (schedule.settled, schedule.complete, schedule.demand) == (True, False, 0)
+    assert schedule.due(0, WINDOW) == []
+    schedule.done(0)
+    assert schedule.due(0, WINDOW) == []
+    schedule.learn(done=[0], given_up=[])
+    assert not schedule.settled
+    assert schedule.due(0, WINDOW) == [1, 3]  # 2 is under way still
+
+
 @pytest.mark.parametrize(("failures", "seconds"), [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (2000, 60)])
 def test_the_more_attempts_failed_the_longer_is_the_pause(failures, seconds):
     assert pause_s(failures) == seconds

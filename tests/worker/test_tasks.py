@@ -20,6 +20,7 @@ from worker.notes import JobNotes
 from worker.recall import Recall
 from worker.tasks import Tasks
 from worker.turns import Turns
+from worker.withdrawals import Withdrawals
 
 S = 60  # after which a chunk that is still under way is a failure
 
@@ -31,7 +32,7 @@ def stopping():
 
 @pytest.fixture
 def tasks(engine, store, redis, stopping):
-    with Leases(redis, 4.0) as leases:
+    with Leases(redis, 4.0) as leases, Withdrawals(redis) as withdrawals:
         yield Tasks(
             engine=engine,
             chunks=ChunkEncoder(store, engine, Recall(engine, 1000)),
@@ -40,6 +41,7 @@ def tasks(engine, store, redis, stopping):
             reply_redis=redis,
             chunk_attempts=2,
             chunk_crashes=3,
+            withdrawals=withdrawals,
             stopping=stopping,
             turns=Turns(),
         )
@@ -117,6 +119,30 @@ def test_a_bad_prompt_is_told(tasks, redis):
 def test_a_request_past_its_deadline_never_reaches_the_encoder(tasks, redis, forwards):
     assert predict(tasks, redis, ["a"], deadline_in=-1) is None
     assert forwards.texts == []
+
+
+def test_a_request_that_was_withdrawn_before_it_began_never_reaches_the_encoder(tasks, redis, forwards):
+    message = {"request_id": str(ULID()), "prompts": ["a"], "deadline": time.time() + 60}
+    redis.set(keys.withdrawn(message["request_id"]), 1)
+    tasks.predict(message)
+    assert forwards.texts == []
+    assert not redis.exists(keys.reply(message["request_id"]))
+
+
+def test_a_request_that_is_withdrawn_while_it_waits_for_the_device_never_reaches_it(tasks, redis, forwards, engine):
+    before = engine.stats()
+    with forwards.held(engine):
+        message = {"request_id": str(ULID()), "prompts": ["a fox"], "deadline": time.time() + 60}
+        thread = threading.Thread(target=tasks.predict, args=(message,))
+        thread.start()
+        wait_for(lambda: sum(engine.stats().waiting_prompts.values()) == 1)
+        wait_for(lambda: redis.publish(keys.WITHDRAWN, message["request_id"]))
+        thread.join(S)
+        assert not thread.is_alive()
+    engine.submit(["one more"]).result()
+    assert forwards.texts == [["hold"], ["one more"]]
+    assert engine.stats().dropped_prompts - before.dropped_prompts == 1
+    assert not redis.exists(keys.reply(message["request_id"]))
 
 
 def test_whatever_goes_wrong_the_client_is_told(tasks, redis, monkeypatch):

@@ -1,0 +1,40 @@
+"""The kinds of problems there are, by the last word of their type. docs/api.md says what each means."""
+
+from __future__ import annotations
+
+STATUS_OF = {
+    "client-disconnected": 400,
+    "http-error": 400,
+    "unauthorized": 401,
+    "cross-origin": 403,
+    "not-found": 404,
+    "job-not-found": 404,
+    "part-not-found": 404,
+    "not-there-yet": 404,
+    "method-not-allowed": 405,
+    "not-acceptable": 406,
+    "job-state": 409,
+    "results-expired": 410,
+    "precondition-failed": 412,
+    "body-too-large": 413,
+    "too-many-prompts": 413,
+    "unsupported-media-type": 415,
+    "range-not-satisfiable": 416,
+    "host-not-allowed": 421,
+    "invalid-request": 422,
+    "prompt-too-long": 422,
+    "queue-full": 429,
+    "rate-limited": 429,
+    "encoder-failed": 500,
+    "internal-error": 500,
+    "job-damaged": 500,
+    "broker-unavailable": 503,
+    "no-worker": 503,
+    "not-ready": 503,
+    "storage-unavailable": 503,
+    "no-answer": 504,
+    "not-enough-space": 507,
+    "storage-full": 507,
+    "temporary-folder-full": 507,
+}
+"""The HTTP status of each kind. A kind never changes, and new ones may come."""

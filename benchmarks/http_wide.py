@@ -1,0 +1,121 @@
+"""One prompt at a time on the idle stack, with rows as wide as the real model's: D = 15360.
+
+A checkpoint with the real model's hidden size, vocabulary and number of layers, but so few and narrow heads and such
+small inner layers that two CPU cores encode a prompt within a tenth of a second. Everything around the encoder does
+what it would do for the real one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from transformers import Mistral3Config
+
+from benchmarks import plain_service
+from benchmarks.measure import spread
+from benchmarks.stack import Stack
+from encoder import EncoderConfig, tiny
+from encoder.checkpoint import locate
+from encoder.loading import empty_decoder
+
+DTYPE = "bfloat16"  # the real model's
+_SHAPE = {
+    "hidden_size": 5120,
+    "intermediate_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+_ROUNDS = 15
+_PLAIN_REPEATS = 3
+_WARM_UP = 2
+
+
+class _Answer(NamedTuple):
+    latency_ms: float
+    encode_ms: float
+    size: int
+
+
+def measure(prompt: str, formats: Sequence[str], device: str, dtype: str) -> dict[str, Any]:
+    """Ask for `prompt` in each format in turn, and write the same tensor as the plain port does."""
+    body = json.dumps({"prompt": prompt})
+    with tempfile.TemporaryDirectory(prefix="layerstack-benchmark-") as folder:
+        checkpoint = Path(folder) / "checkpoint"
+        write_checkpoint(checkpoint)
+        with Stack(Path(folder), checkpoint, device, options=("--dtype", dtype)) as stack:
+            address = urlsplit(stack.url).netloc
+            # The cheapest client there is: what it takes to read 90 MB counts as latency.
+            connection = http.client.HTTPConnection(address, timeout=600)
+            asked: dict[str, list[_Answer]] = {each: [] for each in formats}
+            for _ in range(_WARM_UP + _ROUNDS):
+                for each in formats:
+                    asked[each].append(_ask(connection, body, each)[0])
+            tensors = load_tensors(_ask(connection, body, "safetensors")[1])
+            connection.close()
+    plain_s = [_plain_s(tensors) for _ in range(_PLAIN_REPEATS)]
+    report: dict[str, Any] = {
+        "prompt_embeds": list(tensors["prompt_embeds"].shape),
+        "dtype": dtype,
+        "rounds": _ROUNDS,
+        "plain_json_ms": spread([1e3 * each for each in plain_s]),
+    }
+    for each, answers in asked.items():
+        over_ms = [answer.latency_ms - answer.encode_ms for answer in answers[_WARM_UP:]]
+        report |= {
+            f"{each}_mb": round(answers[0].size / 1e6, 3),
+            f"{each}_encode_ms": spread([answer.encode_ms for answer in answers[_WARM_UP:]]),
+            f"{each}_over_encode_ms": spread(over_ms),
+            f"plain_json_over_{each}_ratio": round(1e3 * statistics.median(plain_s) / statistics.median(over_ms), 1),
+        }
+    return report
+
+
+def write_checkpoint(folder: Path) -> None:
+    """Write the checkpoint, with random weights in bfloat16, of the tensors that our encoder reads alone."""
+    tiny.write(folder)  # for its tokenizer
+    text_encoder = folder / "text_encoder"
+    config = Mistral3Config.from_pretrained(text_encoder)
+    for name, value in _SHAPE.items():
+        setattr(config.text_config, name, value)
+    config.save_pretrained(text_encoder)
+    module = empty_decoder(locate(folder), EncoderConfig.preset("flux2-dev"), torch.bfloat16)
+    torch.manual_seed(0)
+    tensors = {f"model.language_model.{name}": _weights(name, p.shape) for name, p in module.named_parameters()}
+    save_file(tensors, text_encoder / "model.safetensors", {"format": "pt"})
+
+
+def _weights(name: str, shape: torch.Size) -> torch.Tensor:
+    """Draw a tensor of a scale that keeps hidden states near unit size."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    scale = 1.0 if "embed_tokens" in name else shape[1] ** -0.5
+    return torch.randn(shape, dtype=torch.bfloat16) * scale
+
+
+def _ask(connection: http.client.HTTPConnection, body: str, answer_format: str) -> tuple[_Answer, bytes]:
+    started = time.perf_counter()
+    connection.request("POST", f"/predict?format={answer_format}", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    content = response.read()
+    latency_ms = 1e3 * (time.perf_counter() - started)
+    if response.status != http.HTTPStatus.OK:
+        raise SystemExit(f"POST /predict?format={answer_format} answered {response.status}: {content[:500]!r}")
+    return _Answer(latency_ms, float(response.headers["Layerstack-Encode-Ms"]), len(content)), content
+
+
+def _plain_s(tensors: dict[str, torch.Tensor]) -> float:
+    started = time.perf_counter()
+    plain_service.answer(tensors["prompt_embeds"], tensors["text_ids"], 0.0)
+    return time.perf_counter() - started

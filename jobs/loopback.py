@@ -1,0 +1,30 @@
+"""Who can reach the API: without keys, this machine alone."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from jobs.errors import SettingsError
+from jobs.settings import Settings
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or an address, without brackets, means this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_exposure(settings: Settings) -> None:
+    """Refuse to listen where others reach a server that asks for no key.
+
+    Raises:
+        SettingsError: the host is not loopback, there are no keys, and nobody said that this is meant.
+    """
+    if settings.api_keys is None and not settings.allow_without_keys and not is_loopback(settings.host):
+        raise SettingsError(
+            f"LAYERSTACK_HOST={settings.host!r}: without keys, the API listens on loopback only; set "
+            "LAYERSTACK_API_KEYS (`layerstack keys new NAME` makes a key), or LAYERSTACK_ALLOW_WITHOUT_KEYS=true if "
+            "whoever reaches this port may use the encoder and read every job"
+        )

@@ -1,0 +1,101 @@
+"""More requests than the queue holds, clients that leave, and parts of the stack that stop, on a stack of their own."""
+
+import signal
+import subprocess
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+
+from tests.support import clean_environment, free_port, kind, layerstack_command, status_of, wait_for
+
+S = 120
+LONG = "a very long prompt " * 200  # 512 tokens: a forward of its own
+QUEUE = 8
+
+
+class Stack:
+    def __init__(self, url, process):
+        self.url = url
+        self._process = process
+
+    def predict(self, prompt, timeout=S):
+        # JSON of own rows: the answer is small, so that the test is about the queue.
+        return httpx.post(f"{self.url}/predict?padding=none", json={"prompt": prompt}, timeout=timeout)
+
+    def counter(self, name):
+        """Sum of a counter over all workers, as soon as the next announcements have been made."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=S).text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+    def child(self, word):
+        found = psutil.Process(self._process.pid).children(recursive=True)
+        return next(each for each in found if word in " ".join(each.cmdline()))
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """`layerstack up` with a short queue and the demo encoder, whose forward of 512 rows takes a while."""
+    folder, port = tmp_path_factory.mktemp("overload"), free_port()
+    url, log = f"http://127.0.0.1:{port}", folder / "log"
+    environment = clean_environment() | {"LAYERSTACK_PREDICT_QUEUE_MAX": str(QUEUE)}
+    command = [layerstack_command(), "up", "--port", str(port), "--storage", str(folder / "jobs")]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
+        try:
+            wait_for(lambda: status_of(f"{url}/ready") == 200, process, log)
+            yield Stack(url, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def test_with_the_queue_full_others_are_429_and_all_that_were_accepted_are_answered(stack):
+    with ThreadPoolExecutor(3 * QUEUE) as pool:
+        answers = list(pool.map(stack.predict, [LONG] * 3 * QUEUE))
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] >= QUEUE
+    for answer in answers:
+        if answer.status_code == 429:
+            assert kind(answer) == (429, "queue-full")
+            assert answer.json()["limit"] == QUEUE
+            assert int(answer.headers["retry-after"]) >= 1
+    assert stack.predict("a fox").status_code == 200
+
+
+def test_a_client_that_leaves_while_queued_costs_no_device_time(stack):
+    encoded, dropped = "layerstack_worker_prompts_total", "layerstack_worker_dropped_prompts_total"
+    wait_for(lambda: stack.counter("layerstack_worker_waiting_prompts") == 0)
+    stack.predict("one so that all that was before is counted")
+    before = stack.counter(encoded), stack.counter(dropped)
+    busy = [threading.Thread(target=stack.predict, args=([LONG] * 8,)) for _ in range(2)]
+    for thread in busy:
+        thread.start()
+    wait_for(lambda: stack.counter("layerstack_worker_waiting_prompts") >= 8)
+    gone = []
+    for _ in range(4):
+        with pytest.raises(httpx.ReadTimeout):
+            gone.append(stack.predict("a prompt of somebody who leaves", timeout=0.2))
+    for thread in busy:
+        thread.join(S)
+    assert gone == []
+    wait_for(lambda: stack.counter(encoded) - before[0] >= 16)
+    stack.predict("and one more")
+    wait_for(lambda: stack.counter(encoded) - before[0] >= 17)
+    assert (stack.counter(encoded) - before[0], stack.counter(dropped) - before[1]) == (17, 4)
+
+
+def test_without_a_worker_it_is_503_until_there_is_one_again(stack):
+    stack.child("worker").send_signal(signal.SIGTERM)
+    wait_for(lambda: stack.predict("a fox").status_code == 503)
+    wait_for(lambda: stack.predict("a fox").status_code == 200)
+
+
+def test_without_the_broker_it_is_503_and_it_recovers_without_a_restart(stack):
+    api = stack.child("api")
+    stack.child("broker").kill()
+    wait_for(lambda: stack.predict("a fox").status_code == 503)
+    wait_for(lambda: stack.predict("a fox").status_code == 200)
+    assert stack.child("api") == api
