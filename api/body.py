@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from anyio.lowlevel import checkpoint
 from starlette.responses import StreamingResponse
 
 from api.compressed import Coding
@@ -58,3 +59,5 @@ async def _as_it_is(pieces: Sequence[memoryview]) -> AsyncIterator[memoryview]:
     # Asynchronous, so that Starlette fetches no piece through a thread.
     for piece in pieces:
         yield piece
+        # Sending need not wait, for a fast client or one that has gone: others have their turn, and so has the end.
+        await checkpoint()

@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
+from collections import Counter
 from http import HTTPStatus
 from itertools import cycle
 from pathlib import Path
@@ -26,7 +28,8 @@ from geventhttpclient.client import HTTPClientPool
 from locust import FastHttpUser, constant, task
 from locust.env import Environment
 
-_GIVE_UP_S = 600.0
+_ANSWER_S = 600.0
+_WARM_UP_S = 240.0
 # After any other refusal, or the clients would do nothing but ask.
 _PAUSE_S = 0.2
 # What is read at once: with geventhttpclient's own 4 KB, reading large answers is most of what this machine does.
@@ -100,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     args.prompts_left = cycle(json.loads(args.prompts.read_text(encoding="utf-8")))
     Client.client_pool = HTTPClientPool(
-        concurrency=args.clients, block_size=_BLOCK_BYTES, connection_timeout=10.0, network_timeout=_GIVE_UP_S
+        concurrency=args.clients, block_size=_BLOCK_BYTES, connection_timeout=10.0, network_timeout=_ANSWER_S
     )
     environment = Environment(
         user_classes=[Client], host=args.url, parsed_options=args, stop_timeout=args.drain, catch_exceptions=False
@@ -109,7 +112,9 @@ def main() -> None:
     environment.events.request.add_listener(recorder.note)
     runner = environment.create_local_runner()
     runner.start(args.clients, spawn_rate=args.clients)
-    recorder.warm.wait(_GIVE_UP_S)
+    if not recorder.warm.wait(_WARM_UP_S):
+        seen = dict(Counter(status for _, _, status, _, _ in recorder.requests))
+        sys.exit(f"{args.url}: fewer than {args.warm_up} answers in {_WARM_UP_S:g} s; requests by status: {seen}")
     begun = time.monotonic()
     _say({"event": "begun"})
     recorder.enough.wait(args.seconds)

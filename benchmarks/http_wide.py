@@ -66,7 +66,7 @@ def measure(prompt: str, formats: Sequence[str], device: str, dtype: str) -> dic
             connection.close()
     plain_s = [_plain_s(tensors) for _ in range(_PLAIN_REPEATS)]
     report: dict[str, Any] = {
-        "prompt_embeds": list(tensors["prompt_embeds"].shape),
+        "embed_dim": tensors["prompt_embeds"].shape[-1],
         "dtype": dtype,
         "rounds": _ROUNDS,
         "plain_json_ms": spread([1e3 * each for each in plain_s]),

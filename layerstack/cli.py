@@ -232,9 +232,13 @@ def fetch(
     """Download a finished job; parts that are there already stay."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Client(url) as client, Progress(*columns, console=_err, transient=True) as progress:
-        job = client.job(job_id)
-        task = progress.add_task("fetching", total=sum(part.bytes for part in job.parts))
-        manifest = client.fetch(job_id, output, on_part=lambda part: progress.advance(task, part.bytes))
+        task = progress.add_task("fetching", total=None)
+        manifest = client.fetch(
+            job_id,
+            output,
+            on_begin=lambda manifest: progress.update(task, total=manifest.bytes),
+            on_part=lambda part: progress.advance(task, part.bytes),
+        )
     _out.print(str(output), soft_wrap=True)
     _say(f"{manifest.rows} rows in {len(manifest.parts)} parts, {manifest.failed} of them failed")
 

@@ -154,7 +154,14 @@ class Client:
         """Delete a job and its results, at once and for good."""
         self._send("DELETE", f"/jobs/{job_id}")
 
-    def fetch(self, job_id: str, folder: Path, on_part: Callable[[PartSummary], None] = lambda _: None) -> Manifest:
+    def fetch(
+        self,
+        job_id: str,
+        folder: Path,
+        on_part: Callable[[PartSummary], None] = lambda _: None,
+        *,
+        on_begin: Callable[[Manifest], None] = lambda _: None,
+    ) -> Manifest:
         """Download a finished job to `folder`, which `layerstack.read` opens. Parts that are there already stay.
 
         The manifest comes last, and that of another job is removed first: without one, the folder is not read as whole.
@@ -163,6 +170,7 @@ class Client:
             job_id: which job.
             folder: gets `manifest.json` and `parts/`.
             on_part: told of each part once it is there.
+            on_begin: told what there is to download.
 
         Raises:
             DownloadError: a part is not what the manifest says.
@@ -171,6 +179,7 @@ class Client:
         manifest = Manifest.model_validate_json(content)
         target = JobNames(str(folder))
         _make_ready(target, manifest)
+        on_begin(manifest)
         for part in manifest.parts:
             self._fetch_part(job_id, part, Path(target.part(part.index)))
             on_part(part)

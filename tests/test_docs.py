@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from api.jobrequest import MAX_JSON_PROMPTS
+from api.jobrequest import MAX_JSON_PROMPTS, MAX_METADATA
+from api.jsonbody import MAX_JSON_DEPTH
 from api.parquetfile import MAX_PAGE_BYTES
+from api.routes.jobs import MAX_KEY_CHARS
 from jobs.records import JobOptions
 from jobs.settings import Settings, load_settings
 
@@ -68,6 +70,9 @@ def test_an_option_of_a_job_has_the_limits_that_are_documented(name):
     "row",
     [
         f"| prompts in a JSON body: {MAX_JSON_PROMPTS} |",
+        f"| objects and lists in each other, in JSON: {MAX_JSON_DEPTH} |",
+        f"| metadata: {MAX_METADATA} names,",
+        f"| characters in an `Idempotency-Key`: {MAX_KEY_CHARS} |",
         f"| bytes in a page of a Parquet file, decompressed: {MAX_PAGE_BYTES >> 20} MiB |",
         f"| prompts in a part: {fields(JobOptions)['chunk_rows']['maximum']} |",
         f"| estimated rows in a part: {fields(JobOptions)['chunk_tokens']['maximum']} |",

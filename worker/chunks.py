@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -113,9 +114,9 @@ class ChunkEncoder:
     def _write(self, record: JobRecord, chunk: int, watch: Watch) -> PartReport:
         header = _header(record, self.engine.encoder)
         prompts = self.store.prompts(record.id, chunk)
-        rows = self._encoded(record, prompts, watch)
         try:
-            with self.store.new_part(record.id, chunk) as file:
+            # What waits for the engine is dropped at once, not when whoever handles the fault lets go of it.
+            with closing(self._encoded(record, prompts, watch)) as rows, self.store.new_part(record.id, chunk) as file:
                 digesting, done = DigestingFile(file), 0
                 with PartWriter(digesting, header, record.compression) as part:
                     for (index, prompt), encoded in rows:
@@ -129,7 +130,7 @@ class ChunkEncoder:
             return inspect_part(self.store, record.id, chunk)
         return part.counts.report(chunk, digesting.size, digesting.sha256)
 
-    def _encoded(self, record: JobRecord, prompts: Iterator[_Indexed], watch: Watch) -> Iterator[_Encoded]:
+    def _encoded(self, record: JobRecord, prompts: Iterator[_Indexed], watch: Watch) -> Generator[_Encoded]:
         """Yield prompts with their rows, in order, keeping the engine busy with those that follow."""
         engine, pending = self.engine, deque[_Submission]()
         try:

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from encoder import Encoding, Engine, Priority, PromptError
+from jobs import tracing
 from jobs.messages import PredictFailure, PredictMessage, PredictReply
 from worker.rows import to_numpy
 from worker.withdrawals import WatchedRequest
@@ -22,9 +23,13 @@ def answer(engine: Engine, message: PredictMessage, request: WatchedRequest) -> 
     """
     started = time.perf_counter()
     deadline = time.monotonic() + message.deadline - time.time()
-    future = engine.submit(message.prompts, Priority.INTERACTIVE, deadline)
-    request.drops(future)
-    results = future.result()
+    with tracing.within("encode", prompts=len(message.prompts)) as span:
+        future = engine.submit(message.prompts, Priority.INTERACTIVE, deadline)
+        request.drops(future)
+        results = future.result()
+        tokens = sum(result.num_tokens for result in results if isinstance(result, Encoding))
+        span.set_attribute("layerstack.tokens", tokens)
+        span.set_attribute("layerstack.batches_waited", future.batches_waited)
     encode_ms = (time.perf_counter() - started) * 1e3
     for result in results:
         if isinstance(result, PromptError):

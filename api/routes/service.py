@@ -38,7 +38,7 @@ async def index(request: Request) -> Response:
     if "text/html" in request.headers.get("accept", ""):
         page = await run_in_threadpool(_PAGE.read_text, "utf-8")
         return HTMLResponse(page, headers={"Vary": "Accept", "Content-Security-Policy": page_policy(page)})
-    links = {"predict": "/predict", "jobs": "/jobs", "encoder": "/encoder", "health": "/health", "ready": "/ready"}
+    links = {name: f"/{name}" for name in ("predict", "jobs", "encoder", "health", "ready", "metrics")}
     return JSONResponse(
         {"name": "layerstack", "version": VERSION, **links, "docs": "/docs", "openapi": "/openapi.json"},
         headers={"Vary": "Accept"},

@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,10 +101,8 @@ HEADER = st.text(st.sampled_from(list('agzip/*+;,=q01. "\\\té')) | st.character
 @given(header=HEADER, worthwhile=st.booleans())
 def test_any_header_has_an_answer_or_a_problem(header, worthwhile):
     assert best_media_type(header, OFFERED) in [*OFFERED, None]
-    try:
+    with suppress(Problem):
         assert best_coding(header, worthwhile=worthwhile) in [*Coding, None]
-    except Problem as problem:
-        assert problem.status_code == 406
 
 
 def test_a_header_on_two_lines_is_one_list():

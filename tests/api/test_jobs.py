@@ -168,6 +168,32 @@ def test_progress_is_what_parts_and_workers_tell(api, redis, record):
     assert (job["status"], job["num_done"], job["num_parts_done"]) == ("running", 7, 1)
 
 
+def test_parts_are_shown_in_pages(api, store):
+    record = make_job(store, count=5, chunk_rows=1)
+    for chunk in (0, 1, 3, 4):
+        do_chunk(store, record, chunk)
+
+    def page(**params):
+        job = api.get(f"/jobs/{record.id}", params=params).json()
+        return [part["index"] for part in job["parts"]], job["parts_next"]
+
+    assert page() == ([0, 1, 3, 4], None)
+    assert page(parts_limit=2) == ([0, 1], 1)
+    assert page(parts_limit=2, parts_after=1) == ([3, 4], None)
+    assert page(parts_limit=0) == ([], None)
+    for params in ({"parts_limit": 1001}, {"parts_limit": -1}, {"parts_after": "x"}):
+        response = api.get(f"/jobs/{record.id}", params=params)
+        assert kind(response) == (422, "invalid-request")
+        assert next(iter(params)) in response.json()["field"]
+
+
+def test_a_queued_job_tells_its_place_in_the_queue(api, redis, store):
+    jobs = [make_job(store).id for _ in range(2)]
+    assert api.get(f"/jobs/{jobs[1]}").json()["queue_position"] is None
+    redis.set(keys.QUEUE, json.dumps(jobs))
+    assert [api.get(f"/jobs/{job_id}").json()["queue_position"] for job_id in jobs] == [0, 1]
+
+
 def test_a_job_that_waits_says_why(api, redis, record):
     redis.set(keys.trouble(record.id), "the storage is full")
     job = api.get(f"/jobs/{record.id}").json()

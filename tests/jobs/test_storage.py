@@ -5,6 +5,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from ulid import ULID
 
@@ -229,6 +230,18 @@ def test_a_bucket_has_no_limit_that_could_be_known_and_no_files_here(bucket):
     storage = open_storage(bucket)
     assert storage.free_bytes() is None
     assert storage.local_path("a") is None
+
+
+def test_an_object_is_fetched_by_its_signed_url_for_a_while(bucket):
+    storage = open_storage(f"{bucket}/{ULID()}")
+    storage.write("a", b"x")
+    url = storage.signed_url("a", 60)
+    assert "X-Amz-Expires=60" in url
+    assert httpx.get(url).content == b"x"
+
+
+def test_a_folder_has_no_signed_urls(tmp_path):
+    assert open_storage(str(tmp_path)).signed_url("a", 60) is None
 
 
 def test_a_store_without_conditional_writes_keeps_the_file_that_is_there_as_well(bucket, monkeypatch):

@@ -1,6 +1,9 @@
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import httpx
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import layerstack
 from api.jobrequest import MAX_JSON_PROMPTS
 from jobs.records import JobStatus
+from jobs.results import finalise
 from layerstack.errors import (
     AnswerLostError,
     ApiKeyError,
@@ -17,7 +21,8 @@ from layerstack.errors import (
     ServerError,
     ServerUnreachableError,
 )
-from tests.support import wait_for
+from tests.sample_jobs import do_chunk, make_job
+from tests.support import free_port, status_of, wait_for
 
 
 @pytest.fixture
@@ -52,8 +57,10 @@ def test_a_file_of_prompts_is_submitted(client, tmp_path):
 
 def test_a_fetched_job_reads_like_the_servers_own(client, job, stack, tmp_path):
     seen = []
-    manifest = client.fetch(job.id, tmp_path / "got", on_part=lambda part: seen.append(part.index))
-    assert (manifest.rows, seen) == (5, [0, 1, 2])
+    manifest = client.fetch(
+        job.id, tmp_path / "got", lambda part: seen.append(part.index), on_begin=lambda all_: seen.append(all_.bytes)
+    )
+    assert (manifest.rows, seen) == (5, [manifest.bytes, 0, 1, 2])
     got, own = layerstack.read(tmp_path / "got"), layerstack.read(stack.storage / "jobs" / job.id)
     for a, b in zip(got, own, strict=True):
         assert a["id"] == b["id"]
@@ -232,3 +239,63 @@ def test_nobody_at_the_url_is_an_error_that_names_it():
 def test_a_url_without_a_scheme_is_no_answer_that_got_lost():
     with layerstack.Client("localhost:7860") as client, pytest.raises(ServerUnreachableError, match="protocol"):
         client.submit(["a fox"])
+
+
+class _Redirecting(BaseHTTPRequestHandler):
+    """Answers with a redirect to `elsewhere` if there is one, or else with a word."""
+
+    def do_GET(self):
+        server = self.server
+        server.seen.append(self.headers)
+        self.send_response(307 if server.elsewhere else 200)
+        if server.elsewhere:
+            self.send_header("Location", server.elsewhere)
+        self.send_header("Content-Length", "0" if server.elsewhere else "4")
+        self.end_headers()
+        self.wfile.write(b"" if server.elsewhere else b"PAR1")
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@contextmanager
+def answering(elsewhere):
+    """A server that redirects to a URL, or else has the content itself."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Redirecting) as server:
+        server.elsewhere, server.seen = elsewhere, []
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_key_is_not_sent_on_to_where_a_server_redirects():
+    with answering(None) as store, answering(f"{store.url}/bucket/part") as server:
+        with (
+            layerstack.Client(server.url, api_key="ls_secret") as client,
+            client._stream("/jobs/x/parts/0") as response,
+        ):
+            assert response.read() == b"PAR1"
+        assert server.seen[0]["Authorization"] == "Bearer ls_secret"
+        assert store.seen[0]["Authorization"] is None
+        assert "ls_secret" not in str(store.seen[0])
+
+
+@pytest.mark.parametrize("storage_url", ["s3"], indirect=True)
+def test_a_job_is_fetched_from_an_object_store_by_signed_links(spawn, broker, storage_url, store, tmp_path):
+    record = make_job(store)
+    for chunk in range(record.num_chunks):
+        do_chunk(store, record, chunk)
+    assert finalise(store, record.id, read_all=False) == []
+    port = free_port()
+    api = spawn("api", port=port, broker_url=broker.url, storage=storage_url, presigned_url_s=60)
+    url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: status_of(f"{url}/health") == 200, api, api.log)
+    assert httpx.get(f"{url}/jobs/{record.id}/parts/0").status_code == 307
+    with layerstack.Client(url) as client:
+        client.fetch(record.id, tmp_path / "got")
+    assert [row["id"] for row in layerstack.read(tmp_path / "got")] == [f"id{n}" for n in range(10)]

@@ -11,10 +11,16 @@ from jobs.settings import Settings
 from jobs.store import JobStore
 from tests import sample_jobs
 from tests.sample_jobs import INFO
+from worker.chunks import ChunkEncoder
 from worker.housekeeping import Housekeeper
+from worker.leases import Leases
 from worker.notes import JobNotes
+from worker.recall import Recall
 from worker.reconciler import Reconciler
 from worker.rows import describe
+from worker.tasks import Tasks
+from worker.turns import Turns
+from worker.withdrawals import Withdrawals
 
 
 @pytest.fixture
@@ -73,3 +79,25 @@ def reconcile(store, broker):
 @pytest.fixture
 def notes(redis):
     return JobNotes(redis)
+
+
+@pytest.fixture
+def stopping():
+    return threading.Event()
+
+
+@pytest.fixture
+def tasks(engine, store, redis, stopping):
+    with Leases(redis, 4.0) as leases, Withdrawals(redis) as withdrawals:
+        yield Tasks(
+            engine=engine,
+            chunks=ChunkEncoder(store, engine, Recall(engine, 1000)),
+            leases=leases,
+            notes=JobNotes(redis),
+            reply_redis=redis,
+            chunk_attempts=2,
+            chunk_crashes=3,
+            withdrawals=withdrawals,
+            stopping=stopping,
+            turns=Turns(),
+        )

@@ -200,7 +200,7 @@ def test_a_prompt_that_cannot_be_encoded_is_a_row_with_an_error(chunks, store, f
 
 @pytest.mark.parametrize("deduplicate", [True, False])
 def test_a_prompt_that_fails_ends_a_job_that_is_to_fail_then_and_is_encoded_anew_on_retry(
-    chunks, store, engine, forwards, make_job, deduplicate
+    chunks, store, forwards, make_job, deduplicate
 ):
     forwards.fault = lambda texts: RuntimeError("no way") if "bad" in texts else None
     record = make_job(texts=["good", "fine", "bad", "more"], on_error="fail", deduplicate=deduplicate)

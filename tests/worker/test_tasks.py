@@ -9,82 +9,15 @@ from ulid import ULID
 from encoder import Engine
 from jobs import keys
 from jobs.layout import job_names
-from jobs.messages import JobEvent, PredictFailure, PredictReply, unpack_reply
+from jobs.messages import PredictFailure, PredictReply, unpack_reply
 from jobs.storage import open_storage
 from jobs.store import JobStore
 from tests.sample_jobs import make_job as make_foreign_job
 from tests.support import wait_for
+from tests.worker.running import Running, S, at_rest, begin, events, run
 from worker.chunks import ChunkEncoder
 from worker.leases import Leases
-from worker.notes import JobNotes
 from worker.recall import Recall
-from worker.tasks import Tasks
-from worker.turns import Turns
-from worker.withdrawals import Withdrawals
-
-S = 60  # after which a chunk that is still under way is a failure
-
-
-@pytest.fixture
-def stopping():
-    return threading.Event()
-
-
-@pytest.fixture
-def tasks(engine, store, redis, stopping):
-    with Leases(redis, 4.0) as leases, Withdrawals(redis) as withdrawals:
-        yield Tasks(
-            engine=engine,
-            chunks=ChunkEncoder(store, engine, Recall(engine, 1000)),
-            leases=leases,
-            notes=JobNotes(redis),
-            reply_redis=redis,
-            chunk_attempts=2,
-            chunk_crashes=3,
-            withdrawals=withdrawals,
-            stopping=stopping,
-            turns=Turns(),
-        )
-
-
-def run(tasks, record, chunk=0):
-    tasks.chunk({"job_id": record.id, "chunk": chunk})
-
-
-def events(redis):
-    told = [JobEvent.model_validate_json(content) for content in redis.lrange(keys.EVENTS, 0, -1)]
-    return [(event.chunk, event.what) for event in told]
-
-
-def at_rest(redis, record, chunk=0):
-    """Whether nobody seems to work on a chunk any more."""
-    return not (redis.exists(keys.lease(record.id, chunk)) or redis.hexists(keys.progress(record.id), str(chunk)))
-
-
-class Running:
-    """A chunk that a thread works on, held on the device."""
-
-    def __init__(self, tasks, record, chunk=0):
-        self.error = None
-        self._thread = threading.Thread(target=self._run, args=(tasks, record, chunk))
-        self._thread.start()
-
-    def _run(self, tasks, record, chunk):
-        try:
-            run(tasks, record, chunk)
-        except Reject as exc:
-            self.error = exc
-
-    def join(self):
-        self._thread.join(S)
-        assert not self._thread.is_alive()
-
-
-def begin(tasks, redis, record, chunk=0):
-    running = Running(tasks, record, chunk)
-    wait_for(lambda: redis.hexists(keys.progress(record.id), str(chunk)))
-    return running
-
 
 # Requests.
 
@@ -229,29 +162,6 @@ def test_a_lease_that_was_lost_with_redis_is_taken_again_at_the_next_progress(ta
     assert held == [1]
 
 
-def test_a_stopping_worker_gives_the_message_back(tasks, redis, stopping, make_job):
-    record = make_job()
-    stopping.set()
-    with pytest.raises(Reject) as rejected:
-        run(tasks, record)
-    assert rejected.value.requeue
-    assert at_rest(redis, record)
-    assert events(redis) == []
-
-
-def test_a_worker_that_stops_in_the_middle_gives_the_message_back_and_leaves_nothing(
-    tasks, redis, store, stopping, engine, forwards, make_job
-):
-    record = make_job()
-    with forwards.held(engine):
-        running = begin(tasks, redis, record)
-        stopping.set()
-        running.join()
-    assert running.error.requeue
-    assert at_rest(redis, record)
-    assert store.storage.files(job_names(record.id).parts_folder) == []
-
-
 def test_without_a_broker_the_message_goes_back(tasks, broker, make_job):
     record = make_job()
     broker.process.terminate()
@@ -271,38 +181,6 @@ def test_a_chunk_that_is_under_way_is_finished_without_a_broker(
         broker.process.wait()
     running.join()
     assert running.error is None
-    assert store.has_part(record.id, 0)
-
-
-def test_a_cancelled_job_is_put_down_before_it_is_begun(tasks, redis, store, forwards, make_job):
-    record = make_job()
-    store.cancel(record.id)
-    redis.set(keys.cancelled(record.id), 1)
-    run(tasks, record)
-    assert (forwards.texts, events(redis)) == ([], [(None, "changed")])
-    assert at_rest(redis, record)
-
-
-@pytest.mark.parametrize("ask", ["cancel", "delete"])
-def test_a_job_that_is_cancelled_or_deleted_is_put_down_in_the_middle(
-    tasks, redis, store, engine, forwards, make_job, monkeypatch, ask
-):
-    monkeypatch.setattr("worker.tasks._LOOK_AT_FILES_EVERY_S", 0.2)
-    record = make_job()
-    with forwards.held(engine):
-        running = begin(tasks, redis, record)
-        getattr(store, ask)(record.id)
-        running.join()
-    assert running.error is None
-    assert at_rest(redis, record)
-    assert events(redis) == [(None, "changed")]
-    assert store.storage.files(job_names(record.id).parts_folder) == []
-
-
-def test_a_job_that_goes_on_is_not_stopped_by_what_redis_still_says(tasks, redis, store, make_job):
-    record = make_job()
-    redis.set(keys.cancelled(record.id), 1)  # cancelled once, and retried
-    run(tasks, record)
     assert store.has_part(record.id, 0)
 
 
