@@ -72,7 +72,7 @@ def best_coding(accept_encoding: str | None, *, worthwhile: bool) -> Coding | No
         return None
     if rated[best] == 0.0:
         detail = f"Accept-Encoding: available are {', '.join(codings)} and identity; got {shorten(accept_encoding)}"
-        raise Problem(406, "not-acceptable", detail, field="Accept-Encoding", value=shorten(accept_encoding))
+        raise Problem("not-acceptable", detail, field="Accept-Encoding", value=shorten(accept_encoding))
     return best
 
 

@@ -73,7 +73,7 @@ def _name_of(presented: bytes, keys: Mapping[str, str]) -> str | None:
 def _unauthorized(presented: bytes) -> Problem:
     detail = "this is no key of this server" if presented else "this needs a key, as `Authorization: Bearer KEY`"
     return Problem(
-        401, "unauthorized", f"Authorization: {detail}", headers={"WWW-Authenticate": "Bearer"}, field="Authorization"
+        "unauthorized", f"Authorization: {detail}", headers={"WWW-Authenticate": "Bearer"}, field="Authorization"
     )
 
 

@@ -97,7 +97,6 @@ def _retry_after(waiting: int, num_answered: int, since_first: bytes) -> int:
 
 def _full(waiting: int, limit: int, retry_after_s: int) -> Problem:
     return Problem(
-        429,
         "queue-full",
         f"{waiting} requests wait for an answer already, the limit is {limit}; POST /jobs takes any number of prompts",
         headers={"Retry-After": str(retry_after_s)},

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from anyio.lowlevel import checkpoint
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from api.compressed import Coding
 from api.contentcoding import coded
@@ -36,7 +37,7 @@ class Body:
         return cls(pieces.finish(), pieces.size, media_type)
 
 
-def respond(body: Body, headers: Mapping[str, str], coding: Coding | None, status: int = 200) -> StreamingResponse:
+def respond(body: Body, headers: Mapping[str, str], coding: Coding | None, status: int = 200) -> Response:
     """Return the response that sends `body`, piece by piece, as fast as the client reads; it ends if the client goes.
 
     Args:
@@ -45,14 +46,29 @@ def respond(body: Body, headers: Mapping[str, str], coding: Coding | None, statu
         coding: what `best_coding` chose. Pieces are compressed in a thread, one at a time.
         status: HTTP status.
     """
-    if coding is None:
-        content, told = _as_it_is(body.pieces), {"Content-Length": str(body.size)}
-        response = StreamingResponse(content, status, {**headers, **told}, body.media_type)
-    else:
-        told = {"Content-Encoding": coding.value}
-        response = StreamingResponse(coded(body.pieces, coding), status, {**headers, **told}, body.media_type)
+    response = _PiecesResponse(body, headers, coding, status)
     response.headers.add_vary_header("Accept-Encoding")
     return response
+
+
+class _PiecesResponse(StreamingResponse):
+    """Sends pieces, and lets go of them when it ends."""
+
+    def __init__(self, body: Body, headers: Mapping[str, str], coding: Coding | None, status: int) -> None:
+        self._pieces = list(body.pieces)
+        if coding is None:
+            told = {"Content-Length": str(body.size)}
+            super().__init__(_as_it_is(self._pieces), status, {**headers, **told}, body.media_type)
+        else:
+            told = {"Content-Encoding": coding.value}
+            super().__init__(coded(self._pieces, coding), status, {**headers, **told}, body.media_type)
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        finally:
+            # If the client has gone, a traceback keeps whoever iterates over them until the garbage collector comes.
+            self._pieces.clear()
 
 
 async def _as_it_is(pieces: Sequence[memoryview]) -> AsyncIterator[memoryview]:

@@ -44,7 +44,7 @@ def content_coding(header: str | None) -> Coding | None:
         accepted = ", ".join(Coding)
         detail = f"Content-Encoding: a body has one of {accepted}, or none; got {shorten(header)}"
         headers = {"Accept-Encoding": accepted}
-        raise Problem(415, "unsupported-media-type", detail, headers=headers, field="Content-Encoding")
+        raise Problem("unsupported-media-type", detail, headers=headers, field="Content-Encoding")
     return _NAMES[name]
 
 
@@ -92,10 +92,10 @@ class _Expanded(io.RawIOBase):
             if exc.errno is not None:  # our disk failed; what arrow finds has no number
                 raise
             detail = f"{self._field}: damaged or cut off {self._coding}, after {self._size} bytes of content ({exc})"
-            raise Problem(422, "invalid-request", detail, field=self._field) from exc
+            raise Problem("invalid-request", detail, field=self._field) from exc
         self._size += len(piece)
         if self._size > self._max_bytes:
             detail = f"{self._field}: expanded, it has more than {self._max_bytes} bytes, which is the limit"
-            raise Problem(413, "body-too-large", detail, field=self._field, limit=self._max_bytes)
+            raise Problem("body-too-large", detail, field=self._field, limit=self._max_bytes)
         buffer[: len(piece)] = piece
         return len(piece)

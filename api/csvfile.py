@@ -77,4 +77,4 @@ def _row_too_long(start: int, row_max_chars: int, max_chars: int) -> Problem:
         f"line {start}: the row is longer than {row_max_chars} characters, and a prompt has at most {max_chars}; "
         "is a quote not closed?"
     )
-    return Problem(422, "prompt-too-long", detail, field=f"line {start}", limit=max_chars)
+    return Problem("prompt-too-long", detail, field=f"line {start}", limit=max_chars)

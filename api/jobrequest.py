@@ -124,7 +124,7 @@ def at_most(prompts: Iterable[Prompt], limit: int) -> Iterator[Prompt]:
     for count, prompt in enumerate(prompts, start=1):
         if count > limit:
             detail = f"prompts: a job has at most {limit} prompts; this has more"
-            raise Problem(413, "too-many-prompts", detail, field="prompts", limit=limit)
+            raise Problem("too-many-prompts", detail, field="prompts", limit=limit)
         yield prompt
 
 
@@ -170,10 +170,10 @@ def _from_form(form: FormData, options: str | None, metadata: str | None) -> Pro
         raise invalid("body", unknown[0], "a multipart upload has the fields 'file', 'options' and 'metadata' only")
     if twice := [name for name in _FORM_FIELDS if names.count(name) > 1]:
         detail = f"{twice[0]}: a multipart upload has one '{twice[0]}'; got {names.count(twice[0])}"
-        raise Problem(422, "invalid-request", detail, field=twice[0], limit=1)
+        raise Problem("invalid-request", detail, field=twice[0], limit=1)
     upload = form.get("file")
     if not isinstance(upload, UploadFile):
-        raise Problem(422, "invalid-request", "file: a multipart upload needs a file named 'file'", field="file")
+        raise Problem("invalid-request", "file: a multipart upload needs a file named 'file'", field="file")
     coding, filename = file_coding(upload.filename, upload.content_type)
     kind = _known_kind(filename, upload.content_type, shown=upload.filename)
     beside = _options(_text(form, "options", options)), _metadata(_text(form, "metadata", metadata))
@@ -224,7 +224,7 @@ def _told_if_full() -> Iterator[None]:
             raise
         logger.warning("%s, where uploads are kept while they are read, is full: %s", tempfile.gettempdir(), exc)
         detail = "file: the server's folder for temporary files (TMPDIR) has no room for it"
-        raise Problem(507, "temporary-folder-full", detail, field="file") from exc
+        raise Problem("temporary-folder-full", detail, field="file") from exc
 
 
 def _too_many() -> Problem:
@@ -232,7 +232,7 @@ def _too_many() -> Problem:
         f"prompts: a JSON body has at most {MAX_JSON_PROMPTS} prompts; "
         "a file, such as .jsonl with one on each line, has any number: in the body, or as a multipart upload"
     )
-    return Problem(422, "invalid-request", detail, field="prompts", limit=MAX_JSON_PROMPTS, see="/jobs")
+    return Problem("invalid-request", detail, field="prompts", limit=MAX_JSON_PROMPTS, see="/jobs")
 
 
 def _compressed_form(coding: Coding) -> Problem:
@@ -241,7 +241,7 @@ def _compressed_form(coding: Coding) -> Problem:
         "compress the file, and name it as prompts.jsonl.gz or prompts.jsonl.zst"
     )
     headers = {"Accept-Encoding": "identity"}
-    return Problem(415, "unsupported-media-type", detail, headers=headers, field="Content-Encoding")
+    return Problem("unsupported-media-type", detail, headers=headers, field="Content-Encoding")
 
 
 def _known_kind(filename: str | None, media_type: str | None, shown: str | None = None) -> PromptFile:
@@ -253,5 +253,5 @@ def _known_kind(filename: str | None, media_type: str | None, shown: str | None 
             f"{what}: neither application/json nor a prompt file: .txt (text/plain), .jsonl (application/jsonl), "
             ".csv (text/csv) or .parquet (application/vnd.apache.parquet); in a form, .gz or .zst may follow"
         )
-        raise Problem(415, "unsupported-media-type", detail, field="file" if shown else "Content-Type")
+        raise Problem("unsupported-media-type", detail, field="file" if shown else "Content-Type")
     return kind

@@ -68,5 +68,5 @@ def load_text(content: str | bytes, field: str) -> Any:  # noqa: ANN401 - JSON
     except ValueError as exc:
         if "recursion limit" in str(exc):
             detail = f"{field}: the JSON is nested too deeply, the limit is {MAX_JSON_DEPTH}"
-            raise Problem(422, "invalid-request", detail, field=field, limit=MAX_JSON_DEPTH) from exc
+            raise Problem("invalid-request", detail, field=field, limit=MAX_JSON_DEPTH) from exc
         raise invalid(field, content[:_SHOWN_BYTES], f"not valid JSON: {exc}") from exc

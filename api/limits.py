@@ -50,4 +50,4 @@ class BodyLimit:
 
 def _too_large(size: int, limit: int) -> Problem:
     detail = f"the body has {size} bytes or more, the limit is {limit}; longer prompt lists go to POST /jobs as a file"
-    return Problem(413, "body-too-large", detail, field="body", limit=limit, see="/jobs")
+    return Problem("body-too-large", detail, field="body", limit=limit, see="/jobs")

@@ -19,7 +19,6 @@ def read_lines(file: IO[bytes], *, max_bytes: int, max_chars: int) -> Iterator[s
         number += 1
         if len(line) > max_bytes:
             raise Problem(
-                422,
                 "prompt-too-long",
                 f"line {number}: longer than {max_bytes} bytes, and a prompt has at most {max_chars} characters",
                 field=f"line {number}",

@@ -90,7 +90,7 @@ class OriginCheck:
                 f"Host: without keys, this server answers to localhost, 127.0.0.1 and [::1] only; got {shorten(host)}; "
                 "see LAYERSTACK_API_KEYS and LAYERSTACK_ALLOW_WITHOUT_KEYS"
             )
-            return Problem(421, "host-not-allowed", detail, field="Host", value=shorten(host))
+            return Problem("host-not-allowed", detail, field="Host", value=shorten(host))
         if scope["method"] in _SAFE or not self._is_foreign(headers, host):
             return None
         return _refused(headers.get("origin", "unknown"))
@@ -138,4 +138,4 @@ def _hostname(host: str) -> str:
 
 def _refused(origin: str, reason: str = "a page of another origin may not do this") -> Problem:
     detail = f"Origin: {reason}; got {shorten(origin)}; LAYERSTACK_CORS_ORIGINS names the origins that may call"
-    return Problem(403, "cross-origin", detail, field="Origin", value=shorten(origin))
+    return Problem("cross-origin", detail, field="Origin", value=shorten(origin))

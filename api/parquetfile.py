@@ -145,7 +145,7 @@ def _check_lengths(batch: Any, first: int, value_max_bytes: int, max_chars: int)
                 field = f"row {first + row}"
                 what = f"{name} has more than {value_max_bytes} bytes"
                 detail = f"{field}: {what}; a prompt has at most {max_chars} characters"
-                raise Problem(422, "prompt-too-long", detail, field=field, limit=max_chars)
+                raise Problem("prompt-too-long", detail, field=field, limit=max_chars)
 
 
 def _values(batch: Any, name: str, first: int) -> list[Any]:  # noqa: ANN401 - pyarrow has no annotations
@@ -163,4 +163,4 @@ def _values(batch: Any, name: str, first: int) -> list[Any]:  # noqa: ANN401 - p
 
 def _unreadable(reason: str) -> Problem:
     shown = " ".join(reason.split())[:_MAX_REASON_CHARS]
-    return Problem(422, "invalid-request", f"file: not a Parquet file that can be read ({shown})", field="file")
+    return Problem("invalid-request", f"file: not a Parquet file that can be read ({shown})", field="file")

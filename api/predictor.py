@@ -80,7 +80,7 @@ class Predictor:
             if answer is not None:
                 return cast("bytes", answer[1])
             await self._encoders.current()
-        raise Problem(504, "no-answer", f"no worker answered within {self._timeout_s:g} s", limit=self._timeout_s)
+        raise Problem("no-answer", f"no worker answered within {self._timeout_s:g} s", limit=self._timeout_s)
 
     @asynccontextmanager
     async def _withdrawn_unless_answered(self, request: PredictMessage) -> AsyncIterator[None]:
@@ -114,5 +114,5 @@ class Predictor:
 
 def _failure(failure: PredictFailure, prompts: list[str]) -> Problem:
     if failure.position is None:
-        return Problem(500, "encoder-failed", failure.reason)
+        return Problem("encoder-failed", failure.reason)
     return invalid(f"prompt.{failure.position}", prompts[failure.position], failure.reason)

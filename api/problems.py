@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from api.media_types import essence
+from api.problemtypes import STATUS_OF
 from jobs.errors import (
     JobNotFoundError,
     JobStateError,
@@ -49,17 +50,14 @@ class Problem(HTTPException):
     """An HTTP error that says what is wrong, with which field, and what the limit is.
 
     Args:
-        status: HTTP status.
-        kind: stable last word of the problem's type, such as `too-many-prompts`.
+        kind: stable last word of the problem's type, such as `too-many-prompts`; it has its HTTP status.
         detail: one sentence for the person who reads it.
         headers: to send along.
         members: further members of the document, such as `field` and `limit`.
     """
 
-    def __init__(
-        self, status: int, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: object
-    ) -> None:
-        super().__init__(status, detail, headers=dict(headers) if headers else None)
+    def __init__(self, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: object) -> None:
+        super().__init__(STATUS_OF[kind], detail, headers=dict(headers) if headers else None)
         self.kind = kind
         self.members = members
 
@@ -68,21 +66,21 @@ class Unavailable(Problem):
     """503: what is needed is not there now, and may be soon."""
 
     def __init__(self, kind: str, detail: str, **members: object) -> None:
-        super().__init__(503, kind, detail, headers={"Retry-After": str(RETRY_AFTER_S)}, **members)
+        super().__init__(kind, detail, headers={"Retry-After": str(RETRY_AFTER_S)}, **members)
 
 
 def invalid(field: str, value: object, reason: str, *, limit: int | None = None) -> Problem:
     """Return a 422 for one field; what is shown of the value is cut to a readable length."""
     shown = shorten(value)
     members: dict[str, Any] = {} if limit is None else {"limit": limit}
-    return Problem(422, "invalid-request", f"{field}: {reason}; got {shown}", field=field, value=shown, **members)
+    return Problem("invalid-request", f"{field}: {reason}; got {shown}", field=field, value=shown, **members)
 
 
 def invalid_all(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """Return a 422 for what pydantic found wrong."""
     listed = [_describe(error) for error in errors[:20]]
     detail = "; ".join(f"{each['field']}: {each['message']}; got {each['value']}" for each in listed[:3])
-    return Problem(422, "invalid-request", detail, field=listed[0]["field"], errors=listed)
+    return Problem("invalid-request", detail, field=listed[0]["field"], errors=listed)
 
 
 def first_unknown_only(value: object, known: Collection[str]) -> object:
@@ -159,9 +157,11 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = ", ".join(_allowed_methods(request))
         detail = f"{request.method} is not for this path; allowed: {allowed}"
-        return respond(Problem(405, "method-not-allowed", detail, headers={"Allow": allowed}))
-    kind = {404: "not-found"}.get(exc.status_code, "http-error")
-    return respond(Problem(exc.status_code, kind, exc.detail, headers=exc.headers))
+        return respond(Problem("method-not-allowed", detail, headers={"Allow": allowed}))
+    kind = {HTTPStatus.BAD_REQUEST: "http-error", HTTPStatus.NOT_FOUND: "not-found"}.get(HTTPStatus(exc.status_code))
+    if kind is None:
+        raise exc
+    return respond(Problem(kind, exc.detail, headers=exc.headers))
 
 
 def _allowed_methods(request: Request) -> list[str]:
@@ -179,51 +179,51 @@ async def _validation_error(request: Request, exc: Exception) -> Response:
     is_json = kind.startswith("application/") and kind.endswith(("/json", "+json"))
     if request.method == "POST" and not is_json:
         detail = f"Content-Type: this needs application/json; got {shorten(media_type)}"
-        return respond(Problem(415, "unsupported-media-type", detail, field="Content-Type"))
+        return respond(Problem("unsupported-media-type", detail, field="Content-Type"))
     return respond(invalid_all(exc.errors() if isinstance(exc, RequestValidationError) else []))
 
 
 async def _job_not_found(_request: Request, exc: Exception) -> Response:
-    return respond(Problem(404, "job-not-found", str(exc)))
+    return respond(Problem("job-not-found", str(exc)))
 
 
 async def _part_not_found(_request: Request, exc: Exception) -> Response:
-    return respond(Problem(404, "part-not-found", str(exc)))
+    return respond(Problem("part-not-found", str(exc)))
 
 
 async def _part_not_ready(_request: Request, exc: Exception) -> Response:
-    return respond(Problem(404, "not-there-yet", str(exc)))
+    return respond(Problem("not-there-yet", str(exc)))
 
 
 async def _results_expired(_request: Request, exc: Exception) -> Response:
-    return respond(Problem(410, "results-expired", str(exc)))
+    return respond(Problem("results-expired", str(exc)))
 
 
 async def _job_damaged(_request: Request, exc: Exception) -> Response:
     logger.error("a job cannot be read: %s", exc)
-    return respond(Problem(500, "job-damaged", "a file of the job cannot be read; the server's log says which and why"))
+    return respond(Problem("job-damaged", "a file of the job cannot be read; the server's log says which and why"))
 
 
 async def _job_state(_request: Request, exc: Exception) -> Response:
-    return respond(Problem(409, "job-state", str(exc)))
+    return respond(Problem("job-state", str(exc)))
 
 
 async def _not_enough_space(_request: Request, exc: Exception) -> Response:
     members: dict[str, Any] = (
         {"needed": exc.needed_bytes, "limit": exc.free_bytes} if isinstance(exc, NotEnoughSpaceError) else {}
     )
-    return respond(Problem(507, "not-enough-space", f"prompts: {exc}", field="prompts", **members))
+    return respond(Problem("not-enough-space", f"prompts: {exc}", field="prompts", **members))
 
 
 async def _storage_down(_request: Request, exc: Exception) -> Response:
     logger.warning("the storage failed: %s", exc)
     if isinstance(exc, StorageFullError):
-        return respond(Problem(507, "storage-full", "the storage is full"))
+        return respond(Problem("storage-full", "the storage is full"))
     return respond(Unavailable("storage-unavailable", "the storage does not work; the server's log says why"))
 
 
 async def _no_prompts(_request: Request, exc: Exception) -> Response:
-    return respond(Problem(422, "invalid-request", f"prompts: {exc}", field="prompts"))
+    return respond(Problem("invalid-request", f"prompts: {exc}", field="prompts"))
 
 
 async def _broker_down(_request: Request, exc: Exception) -> Response:
@@ -233,9 +233,9 @@ async def _broker_down(_request: Request, exc: Exception) -> Response:
 
 async def _client_gone(_request: Request, _exc: Exception) -> Response:
     logger.info("a client went away before its body had arrived")
-    return respond(Problem(400, "client-disconnected", "the body did not arrive whole"))
+    return respond(Problem("client-disconnected", "the body did not arrive whole"))
 
 
 async def _unexpected(_request: Request, _exc: Exception) -> Response:
     # Starlette logs the exception itself; the client learns nothing of the inside.
-    return respond(Problem(500, "internal-error", "the server failed; its log says why"))
+    return respond(Problem("internal-error", "the server failed; its log says why"))

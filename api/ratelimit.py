@@ -97,7 +97,6 @@ def _headers(item: RateLimitItem, remaining: int, reset_s: int) -> dict[str, str
 
 def _too_many(item: RateLimitItem, remaining: int, reset_s: int) -> Problem:
     return Problem(
-        429,
         "rate-limited",
         f"more calls than {item}; try again in {reset_s} s",
         headers={"Retry-After": str(reset_s), **_headers(item, remaining, reset_s)},

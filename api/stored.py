@@ -92,7 +92,7 @@ def check_match(request: Request, etag: str) -> None:
     asked = _listed(request, "if-match")
     if asked is None or asked.strip() == "*" or etag in _strong_tags(asked):
         return
-    raise Problem(412, "precondition-failed", f"If-Match: the ETag is {etag}", headers={"ETag": etag}, field="If-Match")
+    raise Problem("precondition-failed", f"If-Match: the ETag is {etag}", headers={"ETag": etag}, field="If-Match")
 
 
 def is_known(request: Request, etag: str) -> bool:
@@ -135,5 +135,5 @@ def _range(asked: str | None, size: int) -> tuple[int, int] | None:
     if start >= stop:
         headers = {"Content-Range": f"bytes */{size}"}
         detail = f"Range: the file has {size} bytes"
-        raise Problem(416, "range-not-satisfiable", detail, headers=headers, field="Range", limit=size)
+        raise Problem("range-not-satisfiable", detail, headers=headers, field="Range", limit=size)
     return start, stop

@@ -98,7 +98,7 @@ def as_prompt(entry: PromptEntry, index: int, field: str, max_chars: int) -> Pro
 def too_long(field: str, length: int, max_chars: int) -> Problem:
     """Return the 422 for a prompt of `length` characters."""
     detail = f"{field}: a prompt has at most {max_chars} characters; got {length}"
-    return Problem(422, "prompt-too-long", detail, field=field, value=length, limit=max_chars)
+    return Problem("prompt-too-long", detail, field=field, value=length, limit=max_chars)
 
 
 def _prompt(id_: str | None, text: str, index: int, field: str, max_chars: int) -> Prompt:

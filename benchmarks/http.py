@@ -1,6 +1,6 @@
 """POST /predict under load, against the bare engine and against a plain port of the service it takes the place of.
 
-    python -m benchmarks.http [--prompts FILE] [--limit 128] [--hidden 768] [--clients 1 8 64] [--seconds 12] [--json]
+    python -m benchmarks.http [--prompts FILE] [--limit 128] [--hidden 768] [--clients 1 8 64] [--seconds 10] [--json]
     python -m benchmarks.http --wide [--json]
 
 All three have the same checkpoint, dtype, prompts and number of torch threads, and each its own process: the bare
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="default 1 8 64")
     parser.add_argument("--formats", nargs="+", choices=list(Format), default=list(Format), help="default all")
     parser.add_argument("--padding", choices=list(Padding), default="max_length", help="rows asked for (default all)")
-    parser.add_argument("--seconds", type=float, default=12, help="of each load on the stack (default 12)")
+    parser.add_argument("--seconds", type=float, default=10, help="of each load on the stack (default 10)")
     parser.add_argument("--rounds", type=int, default=1, help="default 1")
     parser.add_argument("--plain-answers", type=int, default=PLAIN_ANSWERS, help="of a load on the plain port")
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
@@ -159,6 +159,7 @@ def _stack_turns(bare: BareEngine, stack: Stack, prompts: Path, args: argparse.N
                     seconds=args.seconds,
                 )
                 turn.loads.append(load)
+                print(f"{answer_format}, {clients} clients: {load.prompts_per_s:.3g} prompts/s", file=sys.stderr)
             turns.append(turn)
     return turns
 

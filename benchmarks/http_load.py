@@ -66,7 +66,9 @@ class Recorder:
         requests: of each: seconds when it was sent and when its last byte was here, status (0 without one), bytes,
             milliseconds that the encoder took (None if the answer does not tell).
         warm: set with the answer that ends the warm-up.
+        begun_s: when that came.
         enough: set with the last answer that is wanted.
+        ended_s: when that came.
     """
 
     def __init__(self, warm_up: int, wanted: int | None) -> None:
@@ -74,7 +76,9 @@ class Recorder:
         self._answers = 0
         self.requests: list[tuple[float, float, int, int, float | None]] = []
         self.warm = Event()
+        self.begun_s = 0.0
         self.enough = Event()
+        self.ended_s = 0.0
 
     def note(self, response: Any, response_time: float, response_length: int, **_other: object) -> None:  # noqa: ANN401 - locust's own
         """Listen to locust's event of a request that is over."""
@@ -84,8 +88,10 @@ class Recorder:
         if status == HTTPStatus.OK:
             self._answers += 1
             if self._answers == self._warm_up:
+                self.begun_s = now
                 self.warm.set()
             if self._wanted is not None and self._answers == self._warm_up + self._wanted:
+                self.ended_s = now
                 self.enough.set()
 
 
@@ -115,13 +121,11 @@ def main() -> None:
     if not recorder.warm.wait(_WARM_UP_S):
         seen = dict(Counter(status for _, _, status, _, _ in recorder.requests))
         sys.exit(f"{args.url}: fewer than {args.warm_up} answers in {_WARM_UP_S:g} s; requests by status: {seen}")
-    begun = time.monotonic()
     _say({"event": "begun"})
-    recorder.enough.wait(args.seconds)
-    ended = time.monotonic()
+    ended_s = recorder.ended_s if recorder.enough.wait(args.seconds) else time.monotonic()
     _say({"event": "ended"})
     runner.quit()
-    _say({"event": "results", "begun": begun, "ended": ended, "requests": recorder.requests})
+    _say({"event": "results", "begun": recorder.begun_s, "ended": ended_s, "requests": recorder.requests})
 
 
 def _encode_ms(response: Any) -> float | None:  # noqa: ANN401 - the same

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from jobs.storage import Storage, open_storage
 from jobs.store import JobStore
 from layerstack.broker import broker_command
 from tests.forwards import Forwards
-from tests.support import can_connect, clean_environment, free_port, layerstack_command, status_of, wait_for
+from tests.support import Stack, can_connect, clean_environment, free_port, local_stack, status_of, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -165,36 +164,11 @@ def settings(tmp_path, broker, tiny) -> Settings:
     return Settings(broker_url=broker.url, storage=str(tmp_path / "storage"), model=str(tiny), device="cpu")
 
 
-@dataclass(frozen=True)
-class Stack:
-    """A running `layerstack up`."""
-
-    url: str
-    storage: Path
-    model: Path
-
-    def http(self, **options) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120, **options)
-
-
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory, tiny) -> Iterator[Stack]:
     """The whole local stack, ready."""
-    folder = tmp_path_factory.mktemp("stack")
-    port = free_port()
-    found = Stack(f"http://127.0.0.1:{port}", folder / "storage", tiny)
-    log = folder / "log"
-    command = [layerstack_command(), "up", "--port", str(port), "--storage", str(found.storage), "--model", str(tiny)]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, env=clean_environment()) as process,
-    ):
-        try:
-            wait_for(lambda: status_of(f"{found.url}/ready") == 200, process, log)
-            yield found
-        finally:
-            process.send_signal(signal.SIGTERM)
-    assert process.returncode == 0, log.read_text()
+    with local_stack(tmp_path_factory.mktemp("stack"), "--model", str(tiny)) as found:
+        yield found
 
 
 @pytest.fixture

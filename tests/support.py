@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -61,6 +63,34 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen | None =
         if ended or time.monotonic() > deadline:
             pytest.fail(log.read_text() if log else "waited in vain")
         time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running `layerstack up`."""
+
+    url: str
+    storage: Path
+    process: subprocess.Popen
+
+    def http(self, **options) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120, **options)
+
+
+@contextmanager
+def local_stack(folder: Path, *options: str, **settings: object) -> Iterator[Stack]:
+    """Run `layerstack up` in `folder` until it is ready, with more words for its command line, and settings."""
+    port = free_port()
+    stack_url, storage, log = f"http://127.0.0.1:{port}", folder / "storage", folder / "log"
+    command = [layerstack_command(), "up", "--port", str(port), "--storage", str(storage), *options]
+    environment = clean_environment() | {f"LAYERSTACK_{name.upper()}": str(value) for name, value in settings.items()}
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
+        try:
+            wait_for(lambda: status_of(f"{stack_url}/ready") == 200, process, log)
+            yield Stack(stack_url, storage, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0, log.read_text()
 
 
 @contextmanager

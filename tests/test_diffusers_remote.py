@@ -1,14 +1,12 @@
 """diffusers' own remote step and its training scripts, with nothing changed but the address."""
 
 import io
-import signal
-import subprocess
 
 import pytest
 import requests
 import torch
 
-from tests.support import clean_environment, free_port, layerstack_command, status_of, wait_for
+from tests.support import local_stack
 
 PROMPTS = ["a fox in the snow", "a red barn on a hill, seen from far away, in the style of an old photograph"]
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -24,21 +22,10 @@ def remote(url, prompt, monkeypatch):
 
 @pytest.fixture(scope="module")
 def modular_stack(tmp_path_factory, tiny):
-    """The URL of a stack with the system message of the modular pipeline."""
-    folder, port = tmp_path_factory.mktemp("modular"), free_port()
-    url, log = f"http://127.0.0.1:{port}", folder / "log"
-    command = [layerstack_command(), "up", "--port", str(port), "--storage", str(folder / "jobs"), "--model", str(tiny)]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            [*command, "--preset", "flux2-dev-modular"], stdout=output, stderr=output, env=clean_environment()
-        ) as process,
-    ):
-        try:
-            wait_for(lambda: status_of(f"{url}/ready") == 200, process, log)
-            yield url
-        finally:
-            process.send_signal(signal.SIGTERM)
+    """A stack with the system message of the modular pipeline."""
+    folder = tmp_path_factory.mktemp("modular")
+    with local_stack(folder, "--model", str(tiny), "--preset", "flux2-dev-modular") as found:
+        yield found
 
 
 @pytest.mark.parametrize("prompt", [PROMPTS, PROMPTS[0], None])
@@ -57,7 +44,7 @@ def test_the_remote_step_gets_what_the_local_modular_step_computes(modular_stack
         tokenizer=AutoTokenizer.from_pretrained(tiny / "tokenizer"),
     )
     expected = local(prompt=PROMPTS, output="prompt_embeds")
-    torch.testing.assert_close(remote(modular_stack, PROMPTS, monkeypatch), expected, **TOLERANCE)
+    torch.testing.assert_close(remote(modular_stack.url, PROMPTS, monkeypatch), expected, **TOLERANCE)
 
 
 def test_a_training_script_posts_a_string_with_a_bearer_token_and_no_accept_header(stack, reference):

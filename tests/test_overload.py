@@ -1,7 +1,6 @@
 """More requests than the queue holds, clients that leave, and parts of the stack that stop, on a stack of their own."""
 
 import signal
-import subprocess
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,18 +9,20 @@ import httpx
 import psutil
 import pytest
 
-from tests.support import clean_environment, free_port, kind, layerstack_command, status_of, wait_for
+from tests.support import free_port, kind, local_stack, wait_for
 
 S = 120
 LONG = "a very long prompt " * 200  # 512 tokens: a forward of its own
 QUEUE = 8
 
 
-class Stack:
-    def __init__(self, url, metrics_url, process):
-        self.url = url
-        self._metrics_url = metrics_url
-        self._process = process
+class Overloaded:
+    """A stack that is asked for much."""
+
+    def __init__(self, stack, metrics_port):
+        self.url = stack.url
+        self._metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
+        self._process = stack.process
 
     def predict(self, prompt, timeout=S):
         # JSON of own rows: the answer is small, so that the test is about the queue.
@@ -32,27 +33,18 @@ class Stack:
         lines = httpx.get(self._metrics_url, timeout=S).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
 
-    def child(self, word):
+    def child(self, room):
         found = psutil.Process(self._process.pid).children(recursive=True)
-        return next(each for each in found if word in " ".join(each.cmdline()))
+        return next(each for each in found if room in " ".join(each.cmdline()))
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """`layerstack up` with a short queue and the demo encoder, whose forward of 512 rows takes a while."""
-    folder, port, metrics_port = tmp_path_factory.mktemp("overload"), free_port(), free_port()
-    url, log = f"http://127.0.0.1:{port}", folder / "log"
-    environment = clean_environment() | {
-        "LAYERSTACK_PREDICT_QUEUE_MAX": str(QUEUE),
-        "LAYERSTACK_WORKER_METRICS_PORT": str(metrics_port),
-    }
-    command = [layerstack_command(), "up", "--port", str(port), "--storage", str(folder / "jobs")]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
-        try:
-            wait_for(lambda: status_of(f"{url}/ready") == 200, process, log)
-            yield Stack(url, f"http://127.0.0.1:{metrics_port}/metrics", process)
-        finally:
-            process.send_signal(signal.SIGTERM)
+    """A stack with a short queue and the demo encoder, whose forward of 512 rows takes a while."""
+    port = free_port()
+    folder = tmp_path_factory.mktemp("overload")
+    with local_stack(folder, predict_queue_max=QUEUE, worker_metrics_port=port) as found:
+        yield Overloaded(found, port)
 
 
 def test_with_the_queue_full_others_are_429_and_all_that_were_accepted_are_answered(stack):

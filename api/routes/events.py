@@ -19,10 +19,19 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 # Streams have this long to end by themselves when the server stops; less than the server's own grace.
 _FAREWELL_S = 1.0
+# Tools take the schema of a stream for that of each event.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["progress", "part", "end", "deleted"]},
+        "id": {"type": "string", "description": "give it as Last-Event-ID to go on behind this event"},
+        "data": {"type": "string", "description": "JSON: a part, or else the job without its parts"},
+    },
+}
 _DOCS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events: `progress`, `part`, `end`, `deleted`",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     },
     204: {"description": "There is nothing after the event `Last-Event-ID`"},
     **openapi.answers("job-not-found", "invalid-request", "job-damaged"),

@@ -109,7 +109,7 @@ def _check_key(key: str | None) -> None:
         return
     shown = shorten(key)
     detail = f"Idempotency-Key: a key has 1 to {MAX_KEY_CHARS} visible ASCII characters; got {len(key)}: {shown}"
-    raise Problem(422, "invalid-request", detail, field="Idempotency-Key", value=shown, limit=MAX_KEY_CHARS)
+    raise Problem("invalid-request", detail, field="Idempotency-Key", value=shown, limit=MAX_KEY_CHARS)
 
 
 class _Creation:

@@ -19,7 +19,7 @@ from api.formats import MEDIA_TYPES, Format, headers, negotiate
 from api.media_types import is_json
 from api.metrics import Refusal
 from api.prediction import Prediction
-from api.problems import Problem, invalid, shorten
+from api.problems import Problem, shorten
 from api.rows import Padding
 from api.services import Services, ServicesDep
 from api.uploads import too_long
@@ -43,8 +43,8 @@ def _as_list(prompt: object) -> object:
 
 _Prompts = Annotated[
     list[str],
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
-    Field(examples=[["a fox in the snow"], "a fox in the snow"]),
+    BeforeValidator(_as_list, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]),
+    Field(examples=[["a fox in the snow"], "a fox in the snow"], min_length=1),
 ]
 _DTYPE = "of prompt_embeds; default the encoder's"
 _PADDING = "max_length answers all L rows of a prompt, none those of its tokens only; default max_length"
@@ -158,7 +158,7 @@ def _negotiated(asked: Format | None, accept: str | None) -> Format:
     found = negotiate(asked, accept)
     if found is None:
         detail = f"Accept: available are {', '.join(MEDIA_TYPES.values())}; got {shorten(accept)}"
-        raise Problem(406, "not-acceptable", detail, field="Accept", value=shorten(accept))
+        raise Problem("not-acceptable", detail, field="Accept", value=shorten(accept))
     return found
 
 
@@ -166,7 +166,7 @@ async def _read(request: Request, settings: Settings) -> PredictRequest:
     media_type = request.headers.get("content-type", "")
     if not is_json(media_type):
         detail = f"Content-Type: this needs application/json; got {shorten(media_type)}"
-        raise Problem(415, "unsupported-media-type", detail, field="Content-Type")
+        raise Problem("unsupported-media-type", detail, field="Content-Type")
     content = await request.body()
     parse = partial(
         jsonbody.parse,
@@ -179,11 +179,9 @@ async def _read(request: Request, settings: Settings) -> PredictRequest:
 
 
 def _check(prompts: list[str], settings: Settings) -> None:
-    if not prompts:
-        raise invalid("prompt", prompts, "needs at least one prompt")
     if len(prompts) > (limit := settings.predict_max_prompts):
         detail = f"prompt: {len(prompts)} prompts, POST /predict takes at most {limit}; POST /jobs takes any number"
-        raise Problem(413, "too-many-prompts", detail, field="prompt", value=len(prompts), limit=limit, see="/jobs")
+        raise Problem("too-many-prompts", detail, field="prompt", value=len(prompts), limit=limit, see="/jobs")
     for position, prompt in enumerate(prompts):
         if len(prompt) > settings.prompt_max_chars:
             raise too_long(f"prompt.{position}", len(prompt), settings.prompt_max_chars)

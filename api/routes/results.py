@@ -110,7 +110,7 @@ def _negotiated(request: Request) -> str:
     if media_type is None:
         shown = shorten(accept)
         detail = f"Accept: available are {JSON} and {PARQUET}; got {shown}"
-        raise Problem(406, "not-acceptable", detail, field="Accept", value=shown)
+        raise Problem("not-acceptable", detail, field="Accept", value=shown)
     return media_type
 
 

@@ -1,7 +1,10 @@
+import gc
 import gzip
 import random
 import socket
 import threading
+import weakref
+from dataclasses import dataclass
 
 import httpx
 import pytest
@@ -22,52 +25,60 @@ DECODERS = {
 }
 
 
-class Endless:
-    """A body that never ends; tells when nobody asks for more of it."""
+@dataclass
+class Watched:
+    """A server, how many pieces it has sent since the last request, and what is left of them in memory."""
 
-    def __init__(self):
-        self.dropped = threading.Event()
-        self.taken = 0
-
-    def pieces(self):
-        try:
-            while True:
-                self.taken += 1
-                yield memoryview(CONTENT)[: 2**20]
-        finally:
-            self.dropped.set()
-
-
-@pytest.fixture(scope="module")
-def endless():
-    return {coding: Endless() for coding in DECODERS}
+    url: str = ""
+    sent: int = 0
+    piece: weakref.ref | None = None
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
-def base_url(request, endless):
-    """A server with each of uvicorn's parsers. `/whole/CODING` and `/endless/CODING` answer with a body."""
+def server(request):
+    """A server with each of uvicorn's parsers. `/whole/CODING` and `/huge/CODING` answer with a body."""
+    watched = Watched()
 
     async def whole(request):
         body = Body.of(CONTENT, "application/json")
         return respond(body, {"Vary": "Accept", "X-Other": "told"}, coding_of(request))
 
-    async def never_ending(request):
-        coding = coding_of(request)
-        endless[coding] = Endless()
-        return respond(Body(endless[coding].pieces(), 2**40, "application/json"), {}, coding)
+    async def huge(request):
+        # Two that differ, because gzip compresses a piece that comes again only once.
+        piece, other = (memoryview(bytearray(random.Random(seed).randbytes(2**20))) for seed in range(2))
+        watched.piece = weakref.ref(piece)
+        return respond(Body([piece, other] * 2000, 4000 * 2**20, "application/json"), {}, coding_of(request))
 
-    routes = [Route("/whole/{coding}", whole), Route("/endless/{coding}", never_ending)]
-    config = uvicorn.Config(
-        Starlette(routes=routes), http=request.param, ws="none", lifespan="off", log_level="warning"
-    )
-    server = uvicorn.Server(config)
+    routes = [Route("/whole/{coding}", whole), Route("/huge/{coding}", huge)]
+    application = Starlette(routes=routes)
+
+    async def counted(scope, receive, send):
+        watched.sent = 0
+
+        async def counting(message):
+            watched.sent += 1
+            await send(message)
+
+        await application(scope, receive, counting)
+
+    config = uvicorn.Config(counted, http=request.param, ws="none", lifespan="off", log_level="warning")
+    running = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
-        wait_for(lambda: server.started)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
+        wait_for(lambda: running.started)
+        watched.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield watched
+        running.should_exit = True
         thread.join()
+
+
+@pytest.fixture
+def uncollected():
+    """Without the garbage collector."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def coding_of(request):
@@ -75,8 +86,8 @@ def coding_of(request):
     return None if name == "none" else Coding(name)
 
 
-def test_a_body_without_a_coding_arrives_whole_and_tells_its_length(base_url):
-    response = httpx.get(f"{base_url}/whole/none")
+def test_a_body_without_a_coding_arrives_whole_and_tells_its_length(server):
+    response = httpx.get(f"{server.url}/whole/none")
     assert response.content == CONTENT
     assert response.headers["content-length"] == str(len(CONTENT))
     assert response.headers["content-type"] == "application/json"
@@ -86,26 +97,27 @@ def test_a_body_without_a_coding_arrives_whole_and_tells_its_length(base_url):
 
 
 @pytest.mark.parametrize("coding", Coding)
-def test_a_coded_body_decodes_to_the_same_and_has_no_length(base_url, coding):
-    with httpx.stream("GET", f"{base_url}/whole/{coding}") as response:
+def test_a_coded_body_decodes_to_the_same_and_has_no_length(server, coding):
+    with httpx.stream("GET", f"{server.url}/whole/{coding}") as response:
         assert DECODERS[coding](b"".join(response.iter_raw())) == CONTENT
     assert response.headers["content-encoding"] == coding
     assert response.headers["vary"] == "Accept, Accept-Encoding"
     assert "content-length" not in response.headers
-    assert httpx.get(f"{base_url}/whole/{coding}").content == CONTENT  # the client decodes by itself
+    assert httpx.get(f"{server.url}/whole/{coding}").content == CONTENT  # the client decodes by itself
 
 
 @pytest.mark.parametrize("coding", DECODERS)
-def test_nothing_more_is_made_for_a_client_that_has_gone_or_does_not_read(base_url, endless, coding):
-    with httpx.stream("GET", f"{base_url}/endless/{coding or 'none'}") as response:
+@pytest.mark.usefixtures("uncollected")
+def test_pieces_are_sent_as_they_are_read_and_dropped_once_the_client_goes(server, coding):
+    with httpx.stream("GET", f"{server.url}/huge/{coding or 'none'}") as response:
         read = 0
         for chunk in response.iter_raw():
             read += len(chunk)
             if read > 5 * 2**20:
                 break
-    assert endless[coding].dropped.wait(30)
-    # What the sockets' buffers hold comes on top of what was read.
-    assert endless[coding].taken < 40
+        assert server.sent < 40  # what the buffers of the sockets hold comes on top of what was read
+        assert server.piece() is not None
+    wait_for(lambda: server.piece() is None)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100])

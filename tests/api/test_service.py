@@ -11,9 +11,9 @@ def test_a_ready_stack_says_so(http):
     assert http.get("/ready").json()["checks"] == {"broker": "ok", "storage": "ok", "encoder": "ok"}
 
 
-def test_the_encoder_is_described(http, stack, encoder):
+def test_the_encoder_is_described(http, tiny, encoder):
     info = http.get("/encoder").json()
-    assert (info["model"], info["fingerprint"]) == (str(stack.model), encoder.fingerprint)
+    assert (info["model"], info["fingerprint"]) == (str(tiny), encoder.fingerprint)
     assert (info["layers"], info["num_workers"], info["random_weights"]) == ([10, 20, 30], 1, True)
     assert info["shapes"] == {"prompt_embeds": ["B", 512, 96], "text_ids": ["B", 512, 4]}
 
