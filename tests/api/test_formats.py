@@ -149,6 +149,17 @@ def test_safetensors_tell_the_rest(tmp_path, padding):
         assert file.get_tensor("truncated").tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padding", Padding)
+def test_tensors_in_safetensors_lie_at_a_multiple_of_their_width(padding, dtype):
+    content = rendered(sample([7, 8, 10], embed_dim=5).prediction, Format.SAFETENSORS, dtype, padding)
+    start = 8 + int.from_bytes(content[:8], "little")
+    widths = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1}
+    header = orjson.loads(content[8:start])
+    del header["__metadata__"]
+    assert all((start + each["data_offsets"][0]) % widths[each["dtype"]] == 0 for each in header.values())
+
+
 @pytest.mark.parametrize("answer_format", Format)
 def test_an_encoder_without_constant_rows_has_answers(answer_format):
     given = sample([7, 20], right_padded=True)

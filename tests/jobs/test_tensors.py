@@ -7,7 +7,7 @@ from safetensors.torch import load as torch_load
 from encoder.encoding import Encoding
 from encoder.encoding import dense_rows as torch_dense_rows
 from jobs.errors import TensorFormatError
-from jobs.tensors import DTYPES, dense_rows, load_tensors, save_tensors, text_ids
+from jobs.tensors import DTYPES, dense_rows, dtype_name, load_tensors, safetensors_header, save_tensors, text_ids
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -30,6 +30,28 @@ def test_an_array_that_is_not_contiguous_is_saved_in_its_order():
 def test_bytes_that_we_did_not_write_are_an_error(content):
     with pytest.raises(TensorFormatError):
         load_tensors(content)
+
+
+@pytest.mark.parametrize("metadata", [None, {"a name": "ä value"}])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int32", "int64", "bool"])
+def test_a_header_and_the_bytes_behind_it_are_a_safetensors_file(dtype, metadata):
+    tensors = {"a": np.arange(6).reshape(2, 3).astype(dtype), "ß": np.ones((0, 4), dtype), "c": np.ones((), dtype)}
+    header = safetensors_header([(name, t.dtype.name, t.shape) for name, t in tensors.items()], metadata)
+    content = header + b"".join(t.tobytes() for t in tensors.values())
+    assert len(header) % 8 == 0
+    loaded, told = load_tensors(content)
+    assert told == (metadata or {})
+    for name, tensor in torch_load(content).items():
+        assert tensor.dtype == getattr(torch, dtype)
+        np.testing.assert_array_equal(tensor.float().numpy(), tensors[name].astype(np.float32))
+        np.testing.assert_array_equal(loaded[name], tensors[name])
+    assert len(loaded) == 3
+
+
+def test_the_dtype_of_rows_has_a_name_and_no_other_has():
+    assert dtype_name(np.zeros(1, ml_dtypes.bfloat16)) == "bfloat16"
+    with pytest.raises(TensorFormatError, match="float64"):
+        dtype_name(np.zeros(1))
 
 
 @pytest.mark.parametrize("own", [1, 5, 14])
