@@ -15,7 +15,7 @@ from tests.faults.cluster import Cluster
 from tests.faults.workload import Job, Row
 
 _EXPECTED_FILE = re.compile(
-    r"(job|chunks|manifest)\.json|prompts/\d{5}\.parquet|(parts|failures)/\d{5}\.(parquet|json)"
+    r"(job|chunks|manifest)\.json|started|prompts/\d{5}\.parquet|(parts|failures)/\d{5}\.(parquet|json)"
 )
 MAX_LENGTH = 512
 
