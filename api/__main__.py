@@ -15,6 +15,8 @@ from jobs.process import begin
 logger = logging.getLogger(__name__)
 # Answers under way get this long at shutdown; whoever still waits for a worker then is cut off.
 _GRACE_S = 2
+# Of a request line with its headers, and of trailers. httptools, which uvicorn would take, holds whatever comes.
+_MAX_HEAD_BYTES = 2**16
 
 
 def main() -> int:
@@ -32,6 +34,9 @@ def main() -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http="h11",
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        ws="none",
         log_config=None,
         access_log=False,  # ours tell how long a request took, and its id
         timeout_graceful_shutdown=_GRACE_S,

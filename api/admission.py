@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator
@@ -18,12 +19,16 @@ from jobs import keys
 logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 60
 _TIMED_ANSWERS = 64
+# A broker that hangs has made the request wait already; what it was sent, it does when it goes on.
+_LEAVE_WITHIN_S = 1.0
 # A request leaves the set by itself once its deadline has passed, should its API process die.
 _ENTER = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+for place = 4, #ARGV do redis.call('ZREM', KEYS[1], ARGV[place]) end
 local waiting = redis.call('ZCARD', KEYS[1])
+if waiting == 0 then redis.call('DEL', KEYS[2]) end -- idle times would count as slow ones
 if waiting < tonumber(ARGV[2]) then
     redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
     redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[3]) + 1)
@@ -62,6 +67,7 @@ class Admission:
     def __init__(self, redis: Redis, limit: int, timeout_s: float) -> None:
         self._limit = limit
         self._timeout_s = timeout_s
+        self._kept: set[str] = set()  # places that could not be given up, while the broker hung
         self._enter: Any = redis.register_script(_ENTER)  # its stubs take the asynchronous client's for a value
         self._leave: Any = redis.register_script(_LEAVE)
 
@@ -74,17 +80,27 @@ class Admission:
             RedisError: the broker does not answer.
         """
         names = [keys.PREDICT_WAITING, keys.PREDICT_ANSWERED]
-        entered, waiting, *rate = await self._enter(keys=names, args=[request_id, self._limit, self._timeout_s])
-        if not entered:
-            raise _full(waiting, self._limit, _retry_after(waiting, *rate))
         place = Place()
+        entered = True  # unless the broker says no: without its answer, it may have given the place all the same
         try:
+            kept = list(self._kept)
+            args = [request_id, self._limit, self._timeout_s, *kept]
+            entered, waiting, *rate = await self._enter(keys=names, args=args)
+            self._kept.difference_update(kept)
+            if not entered:
+                raise _full(waiting, self._limit, _retry_after(waiting, *rate))
             yield place
         finally:
-            try:
+            if entered:
+                await self._give_up(names, request_id, place)
+
+    async def _give_up(self, names: list[str], request_id: str, place: Place) -> None:
+        try:
+            async with asyncio.timeout(_LEAVE_WITHIN_S):
                 await self._leave(keys=names, args=[request_id, int(place.answered), _TIMED_ANSWERS])
-            except RedisError as exc:
-                logger.warning("a place among the waiting requests is kept until it expires: %s", exc)
+        except (RedisError, TimeoutError) as exc:
+            self._kept.add(request_id)
+            logger.warning("a place among the waiting requests is kept until the broker answers: %r", exc)
 
 
 def _retry_after(waiting: int, num_answered: int, since_first: bytes) -> int:

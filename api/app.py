@@ -87,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Prompts in, FLUX.2 text conditioning out.",
         docs_url=None,  # its scripts are those of another server, as are those of redoc
         redoc_url=None,
+        redirect_slashes=False,  # by `Host`, and without TLS, where a proxy has taken that off
         lifespan=lifespan,
         telemetry=TelemetryConfig(metrics=False, logs=False, operation_spans=False, exclude=is_probe),
     )

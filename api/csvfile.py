@@ -8,6 +8,8 @@ from threading import Lock
 
 from api.problems import Problem, invalid
 
+MAX_BLANK_LINES = 100_000
+"""Of CSV at its end, and of JSON lines; a small file that is compressed could expand to billions."""
 _SHOWN_CELLS = 20
 _FIELD_LIMIT_LOCK = Lock()
 
@@ -28,6 +30,8 @@ def read_csv(lines: Iterator[str], *, row_max_chars: int, max_chars: int) -> Ite
     for number, cells in rows:
         if not cells:
             blank = blank or number
+            if number - blank >= MAX_BLANK_LINES:
+                raise invalid(f"line {number}", "", f"at most {MAX_BLANK_LINES} lines are blank", limit=MAX_BLANK_LINES)
             continue
         if blank:
             # One cell that is empty, or a line too many? A guess could move every prompt after it.

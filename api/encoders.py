@@ -7,6 +7,7 @@ import time
 from typing import cast
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis has one of its own
 
 from api.prediction import ConstantRows
 from api.problems import Unavailable
@@ -30,6 +31,8 @@ class LiveEncoders:
         self._known: list[WorkerPresence] = []
         self._known_until = 0.0
         self._asking = asyncio.Lock()
+        self._failure = ""
+        self._failed_at = 0.0
 
     async def workers(self) -> list[WorkerPresence]:
         """Return the workers that have loaded an encoder, at least one, the longest-running first.
@@ -38,14 +41,25 @@ class LiveEncoders:
             Unavailable: there is none.
             RedisError: the broker does not answer.
         """
+        came_at = time.monotonic()
         async with self._asking:
+            # A broker that hangs makes one caller wait for a timeout, not each after the one before.
+            if self._failed_at >= came_at:
+                raise ConnectionError(self._failure)
             if time.monotonic() > self._known_until:
-                self._known = await self._ask()
-                # Whoever starts a worker waits for it: that there is none is asked again each time.
-                self._known_until = time.monotonic() + (_KNOWN_FOR_S if self._known else 0.0)
+                await self._renew()
         if not self._known:
             raise Unavailable("no-worker", "no worker has loaded its encoder yet")
         return self._known
+
+    async def _renew(self) -> None:
+        try:
+            self._known = await self._ask()
+        except RedisError as exc:
+            self._failure, self._failed_at = str(exc), time.monotonic()
+            raise
+        # Whoever starts a worker waits for it: that there is none is asked again each time.
+        self._known_until = time.monotonic() + (_KNOWN_FOR_S if self._known else 0.0)
 
     async def _ask(self) -> list[WorkerPresence]:
         ids = sorted(name.decode() for name in cast("set[bytes]", await self._redis.smembers(keys.WORKER_IDS)))

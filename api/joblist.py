@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 MAX_LOOKS = 500
 """Jobs that are looked at for one page."""
 _LOOKS_AT_ONCE = 50
-# An object store takes long for each; more would take threads from other requests.
-_THREADS = 10
+# An object store takes long for each. Those of all lists together, which so take no threads from other requests.
+_THREADS = CapacityLimiter(10)
 
 
 class JobPage(BaseModel):
@@ -76,9 +76,8 @@ def _take(ids: Iterator[str], count: int) -> list[str]:
 
 async def _views(store: JobStore, job_ids: Sequence[str], live: Sequence[Live]) -> list[JobView | None]:
     """Return what is shown of each job, or None of one that cannot be shown."""
-    limiter = CapacityLimiter(_THREADS)
     looks = (
-        to_thread.run_sync(_view, store, job_id, each, limiter=limiter)
+        to_thread.run_sync(_view, store, job_id, each, limiter=_THREADS)
         for job_id, each in zip(job_ids, live, strict=True)
     )
     return await asyncio.gather(*looks)

@@ -28,7 +28,7 @@ class BodyLimit:
         headers = Headers(scope=scope)  # of a header that is there twice, the first counts, as for the routes
         limit = self._limit(scope["path"], headers.get("content-type"))
         declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > limit:
+        if declared.isdecimal() and int(declared) > limit:
             await respond(_too_large(int(declared), limit))(scope, receive, send)
             return
         received = 0

@@ -19,16 +19,22 @@ _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _REQUEST_HEADERS = (
     "Authorization",
+    "Content-Encoding",
     "Content-Type",
     "Idempotency-Key",
+    "If-Match",
     "If-None-Match",
+    "If-Range",
     "Last-Event-ID",
     "Range",
     "X-Request-ID",
 )
 _RESPONSE_HEADERS = (
+    "Accept-Ranges",
+    "Content-Disposition",
     "Content-Range",
     "ETag",
+    "Idempotency-Replayed",
     "Layerstack-Encode-Ms",
     "Layerstack-Fingerprint",
     "Layerstack-Num-Tokens",
@@ -38,6 +44,7 @@ _RESPONSE_HEADERS = (
     "RateLimit-Limit",
     "RateLimit-Remaining",
     "RateLimit-Reset",
+    "Repr-Digest",
     "Retry-After",
     "X-Request-ID",
 )

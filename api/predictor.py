@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import cast
 
 from anyio import CapacityLimiter, to_thread
 from celery import Celery
+from kombu.exceptions import OperationalError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from ulid import ULID
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 # Publishing takes a millisecond; it must not wait for the threads that uploads hold for minutes.
 _PUBLISHERS = 8
+_PUBLISH_WITHIN_S = 5.0
+# A broker that hangs has made the client wait already; what it was sent, it does when it goes on.
+_WITHDRAW_WITHIN_S = 1.0
 
 
 class Predictor:
@@ -64,13 +69,22 @@ class Predictor:
         await self._encoders.current()  # without a worker there is no point in waiting
         request = PredictMessage(request_id=str(ULID()), prompts=prompts, deadline=time.time() + self._timeout_s)
         async with self._admission.place(request.request_id) as place, self._withdrawn_unless_answered(request):
-            await to_thread.run_sync(publish_predict, self._celery, request, limiter=self._publishers)
+            await self._publish(request)
             reply = unpack_reply(await self._reply(request))
             place.answered = True
         if isinstance(reply, PredictFailure):
             raise _failure(reply, prompts)
         waited_ms = (time.perf_counter() - started) * 1e3
         return await self._prediction(reply, queue_ms=max(0.0, waited_ms - reply.encode_ms))
+
+    async def _publish(self, request: PredictMessage) -> None:
+        try:
+            async with asyncio.timeout(_PUBLISH_WITHIN_S):
+                await to_thread.run_sync(
+                    publish_predict, self._celery, request, limiter=self._publishers, abandon_on_cancel=True
+                )
+        except TimeoutError as exc:
+            raise OperationalError(f"not published within {_PUBLISH_WITHIN_S:g} s") from exc
 
     async def _reply(self, request: PredictMessage) -> bytes:
         """Wait for the reply for as long as there are workers and time is left."""
@@ -90,13 +104,14 @@ class Predictor:
         except (Exception, asyncio.CancelledError):
             request_id = request.request_id
             try:
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    # The mark is for workers that have not begun the request, the message for the one that has.
-                    pipe.set(keys.withdrawn(request_id), 1, ex=keys.REPLY_TTL_S)
+                async with asyncio.timeout(_WITHDRAW_WITHIN_S), self._redis.pipeline(transaction=False) as pipe:
+                    # The mark is for workers that have not begun the request, the message for the one that has. None
+                    # begins it after its deadline.
+                    pipe.set(keys.withdrawn(request_id), 1, ex=math.ceil(self._timeout_s) + 1)
                     pipe.publish(keys.WITHDRAWN, request_id)
                     await pipe.execute()
-            except RedisError as exc:
-                logger.warning("request %s cannot be withdrawn: %s", request_id, exc)
+            except (RedisError, TimeoutError) as exc:
+                logger.warning("request %s cannot be withdrawn: %r", request_id, exc)
             raise
 
     async def _prediction(self, reply: PredictReply, queue_ms: float) -> Prediction:

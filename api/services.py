@@ -9,7 +9,7 @@ from typing import Annotated
 
 from celery import Celery
 from fastapi import Depends, Request
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError  # noqa: A004 - redis has one of its own
@@ -24,6 +24,8 @@ from jobs.settings import Settings
 from jobs.store import JobStore
 
 _SOCKET_TIMEOUT_S = 5.0
+# Commands take a millisecond: as many connections are plenty, and whoever finds none waits.
+_CONNECTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Services:
 @asynccontextmanager
 async def open_services(settings: Settings, store: JobStore, metrics: Metrics) -> AsyncIterator[Services]:
     """Open what the routes use, and close it at the end. Nothing connects before it is needed."""
-    redis = _connect(settings.broker_url.get_secret_value())
-    reply_redis = _connect(settings.effective_reply_url)
+    redis = _connect(settings.broker_url.get_secret_value(), _CONNECTIONS)
+    # Whoever waits for a reply has a connection to himself.
+    reply_redis = _connect(settings.effective_reply_url, settings.predict_queue_max)
     celery = make_celery(settings)
     encoders = LiveEncoders(redis)
     try:
@@ -71,11 +74,19 @@ async def open_services(settings: Settings, store: JobStore, metrics: Metrics) -
         celery.close()
 
 
-def _connect(url: str) -> Redis:
+def _connect(url: str, max_connections: int) -> Redis:
     # Once more for a connection that a restarted broker has left dead. The default waits and tries again for longer
     # than any caller likes to wait for a 503; a broker that hangs is not asked twice.
     once = Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
-    return Redis.from_url(url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S, retry=once)
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=_SOCKET_TIMEOUT_S,
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=_SOCKET_TIMEOUT_S,
+        retry=once,
+    )
+    return Redis.from_pool(pool)
 
 
 def _services(request: Request) -> Services:

@@ -10,7 +10,7 @@ from typing import IO, Annotated
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from api.csvfile import read_csv
+from api.csvfile import MAX_BLANK_LINES, read_csv
 from api.lines import read_lines
 from api.media_types import essence
 from api.parquetfile import read_parquet
@@ -127,8 +127,12 @@ def _read_text(lines: Iterator[str]) -> Iterator[tuple[int, str | None, str]]:
 
 
 def _read_json(lines: Iterator[str]) -> Iterator[tuple[int, str | None, str]]:
+    blank = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
+            blank += 1
+            if blank > MAX_BLANK_LINES:
+                raise invalid(f"line {number}", "", f"at most {MAX_BLANK_LINES} lines are blank", limit=MAX_BLANK_LINES)
             continue
         # pydantic takes several times as long as its own parser, so it sees only what is not plainly right.
         if (plain := _plain_entry(line)) is not None:

@@ -72,6 +72,7 @@ class JobStore:
         reserve_bytes: int = 0,
         owner: str | None = None,
         idempotency_key: str | None = None,
+        job_id: str | None = None,
     ) -> JobRecord:
         """Store a new job, reading `prompts` once and holding a few chunks of them.
 
@@ -87,6 +88,7 @@ class JobStore:
             reserve_bytes: what the results have to leave free.
             owner: name of the key that makes it.
             idempotency_key: if a job of the same key and owner exists at the end, this one is dropped.
+            job_id: a ULID that is new, by which the caller tells its own job from one of the same key.
 
         Returns:
             The new job, or the one of the same key.
@@ -95,10 +97,9 @@ class JobStore:
             NoPromptsError: there are none.
             NotEnoughSpaceError: the results would not fit.
         """
-        job_id = str(ULID())
         return create_job(
             self.storage,
-            job_id,
+            job_id or str(ULID()),
             prompts,
             options=options,
             encoder=encoder,

@@ -76,7 +76,8 @@ class Withdrawals:
                 request.withdraw()
             yield request
         finally:
-            del self._watched[request_id]
+            # Gone already if the broker has delivered the request twice.
+            self._watched.pop(request_id, None)
 
     def _has_mark(self, request_id: str) -> bool:
         try:

@@ -17,6 +17,7 @@ _STATIC = f"{DOCS_PATH}/static"
 
 
 @router.get(DOCS_PATH)
+@router.head(DOCS_PATH)
 async def docs(request: Request) -> Response:
     """Return Swagger UI on our OpenAPI document."""
     page = get_swagger_ui_html(

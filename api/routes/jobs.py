@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
+from ulid import ULID
 
 from api import openapi
 from api.access import OwnerDep
@@ -26,6 +28,8 @@ from jobs.records import EncoderInfo, JobOptions, JobRecord, JobStatus, JobView,
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 MAX_KEY_CHARS = 255
+# A large file takes minutes: of those that are read at the same time, none takes a thread from other requests.
+_CREATIONS = CapacityLimiter(8)
 _KEY = rf"[!-~]{{1,{MAX_KEY_CHARS}}}"
 _TEXT = {"type": "string"}
 _FILE_IN_FORM = ".txt, .jsonl, .csv or .parquet; .gz or .zst may follow"
@@ -87,15 +91,16 @@ async def create(
 ) -> JobView:
     """Store a job, which then runs by itself. The prompts come as JSON, as a file, or as an upload."""
     _check_key(idempotency_key)
-    job_id = await _created_before(services, owner, idempotency_key)
-    if job_id is not None:
-        response.headers["Idempotency-Replayed"] = "true"
-    else:
-        creation = _Creation(services, await services.encoders.current(), owner, idempotency_key)
+    job_id, new_id = await _created_before(services, owner, idempotency_key), str(ULID())
+    if job_id is None:
+        creation = _Creation(services, await services.encoders.current(), owner, idempotency_key, new_id)
         record = await creation.run(request, {"options": options, "metadata": metadata})
         job_id = record.id
-        services.metrics.accepted(record.num_prompts)
-        await tell_changed(services.redis, job_id)
+        if job_id == new_id:
+            services.metrics.accepted(record.num_prompts)
+            await tell_changed(services.redis, job_id)
+    if job_id != new_id:  # that of an earlier create, or of one that was faster
+        response.headers["Idempotency-Replayed"] = "true"
     response.headers["Location"] = f"/jobs/{job_id}"
     return await _view(services, job_id)
 
@@ -115,9 +120,11 @@ def _check_key(key: str | None) -> None:
 class _Creation:
     """A job that is to be stored."""
 
-    def __init__(self, services: Services, encoder: EncoderInfo, owner: str | None, key: str | None) -> None:
+    def __init__(
+        self, services: Services, encoder: EncoderInfo, owner: str | None, key: str | None, job_id: str
+    ) -> None:
         self._store, self._settings = services.store, services.settings
-        self._encoder, self._owner, self._key = encoder, owner, key
+        self._encoder, self._owner, self._key, self._job_id = encoder, owner, key, job_id
 
     async def run(self, request: Request, query: Mapping[str, str | None]) -> JobRecord:
         """Read the body and store the job; `query` has what comes beside a prompt file."""
@@ -125,7 +132,7 @@ class _Creation:
         if media_type != "application/json":
             async with uploaded(request, media_type, query["options"], query["metadata"]) as upload:
                 prompts = upload.prompts(settings)
-                return await run_in_threadpool(self._stored, prompts, upload.options, upload.metadata)
+                return await self._store_it(prompts, upload.options, upload.metadata)
         for name, given in query.items():
             if given is not None:
                 raise invalid(name, given, f"a JSON body has its own '{name}'")
@@ -138,7 +145,10 @@ class _Creation:
         prompts = (
             as_prompt(entry, n, f"prompts.{n}", settings.prompt_max_chars) for n, entry in enumerate(body.prompts)
         )
-        return await run_in_threadpool(self._stored, prompts, body.options, body.metadata)
+        return await self._store_it(prompts, body.options, body.metadata)
+
+    async def _store_it(self, *job: Any) -> JobRecord:  # noqa: ANN401 - what `_stored` takes
+        return await to_thread.run_sync(self._stored, *job, limiter=_CREATIONS)
 
     def _stored(self, prompts: Iterator[Prompt], options: JobOptions, metadata: Mapping[str, str]) -> JobRecord:
         settings = self._settings
@@ -151,6 +161,7 @@ class _Creation:
             reserve_bytes=settings.storage_reserve_bytes,
             owner=self._owner,
             idempotency_key=self._key,
+            job_id=self._job_id,
         )
 
 

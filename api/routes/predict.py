@@ -7,7 +7,9 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from kombu.exceptions import OperationalError
 from pydantic import BaseModel, BeforeValidator, Field
+from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -197,6 +199,9 @@ async def _predicted(request: Request, services: Services, prompts: list[str]) -
         raise
     except Problem as problem:
         metrics.refused(_REFUSALS.get(problem.kind, "failed"))
+        raise
+    except (RedisError, OperationalError):
+        metrics.refused("failed")
         raise
     metrics.predicted(
         prediction.queue_ms / 1e3, prediction.encode_ms / 1e3, len(prompts), int(prediction.num_tokens.sum())

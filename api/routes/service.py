@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from jobs.errors import StorageError
 from jobs.records import EncoderInfo
 
 router = APIRouter(tags=["service"])
+logger = logging.getLogger(__name__)
 VERSION = version("layerstack")
 _PAGE = Path(__file__).parent.parent / "page.html"
 
@@ -33,6 +35,7 @@ class EncoderView(EncoderInfo):
 
 
 @router.get("/", response_class=JSONResponse)
+@router.head("/", include_in_schema=False)
 async def index(request: Request) -> Response:
     """Tell where things are: JSON for programs, a page with the jobs for a browser."""
     if "text/html" in request.headers.get("accept", ""):
@@ -46,12 +49,14 @@ async def index(request: Request) -> Response:
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
 async def health() -> dict[str, str]:
     """Tell that this process is alive; nothing more."""
     return {"status": "ok", "version": VERSION}
 
 
 @router.get("/ready")
+@router.head("/ready", include_in_schema=False)
 async def ready(services: ServicesDep) -> dict[str, Any]:
     """Tell whether requests can be served: 503 until broker, storage and a loaded encoder answer."""
     checks = {
@@ -109,7 +114,8 @@ async def _check_storage(services: Services) -> str:
     try:
         await run_in_threadpool(services.store.storage.check)
     except StorageError as exc:
-        return f"cannot be used ({exc})"
+        logger.warning("the storage cannot be used: %s", exc)  # names folders, or buckets; anybody may ask
+        return "cannot be used; the server's log says why"
     return "ok"
 
 

@@ -1,8 +1,12 @@
 import asyncio
+import signal
 import time
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from api.admission import Admission
 from api.problems import Problem
@@ -15,7 +19,8 @@ def run(broker):
 
     def start(body, *, servers=1, limit=2, timeout_s=60.0):
         async def connected():
-            clients = [Redis.from_url(broker.url) for _ in range(servers)]
+            options = {"socket_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
+            clients = [Redis.from_url(broker.url, **options) for _ in range(servers)]
             try:
                 return await body(*(Admission(client, limit, timeout_s) for client in clients))
             finally:
@@ -82,14 +87,42 @@ def test_the_place_of_a_server_that_died_expires(run, redis):
 def test_retry_after_follows_from_how_fast_the_last_requests_were_answered(
     run, redis, num_answered, seconds_ago, expected
 ):
-    times = [time.time() - seconds_ago * n / max(1, num_answered) for n in range(1, num_answered + 1)]
-    for moment in reversed(times):
-        redis.lpush(keys.PREDICT_ANSWERED, moment)
+    async def body(admission):
+        async with admission.place("a"), admission.place("b"):
+            for n in range(num_answered, 0, -1):
+                redis.lpush(keys.PREDICT_ANSWERED, time.time() - seconds_ago * n / num_answered)
+            problem = await refusal(admission)
+        assert int(problem.headers["Retry-After"]) in {expected, expected + 1}  # the clock goes on
+
+    run(body)
+
+
+def test_a_time_in_which_nobody_waited_does_not_count_as_a_slow_one(run, redis):
+    redis.lpush(keys.PREDICT_ANSWERED, time.time() - 500)
 
     async def body(admission):
         async with admission.place("a"), admission.place("b"):
             problem = await refusal(admission)
-        assert int(problem.headers["Retry-After"]) in {expected, expected + 1}  # the clock goes on
+        assert problem.headers["Retry-After"] == "1"
+
+    run(body)
+
+
+def test_a_place_that_a_hanging_broker_gave_too_late_is_free_again(run, redis, broker):
+    async def body(admission):
+        async with admission.place("so that a connection is there"):
+            pass
+        broker.process.send_signal(signal.SIGSTOP)
+        try:
+            cancelled = asyncio.create_task(admission.place("cancelled").__aenter__())
+            with pytest.raises(RedisError):
+                await admission.place("timed out").__aenter__()
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+        async with admission.place("a"):
+            assert redis.zrange(keys.PREDICT_WAITING, 0, -1) == [b"a"]
 
     run(body)
 
@@ -99,9 +132,10 @@ def test_only_answers_count_for_the_rate_and_only_the_last_64(run, redis):
         async with admission.place("unanswered"):
             pass
         assert redis.llen(keys.PREDICT_ANSWERED) == 0
-        for n in range(70):
-            async with admission.place(str(n)) as place:
-                place.answered = True
+        async with admission.place("one that waits"):
+            for n in range(70):
+                async with admission.place(str(n)) as place:
+                    place.answered = True
         assert redis.llen(keys.PREDICT_ANSWERED) == 64
 
     run(body)

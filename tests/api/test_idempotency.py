@@ -2,8 +2,10 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
+from tests.sample_jobs import announce
 from tests.support import kind
 
 KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
@@ -61,6 +63,25 @@ def test_of_creates_at_the_same_time_one_makes_a_job(api, store):
     assert {response.status_code for response in made} == {202}
     assert {response.json()["id"] for response in made} == set(store.newest())
     assert len(list(store.newest())) == 1
+    assert sum("idempotency-replayed" not in response.headers for response in made) == 1
+
+
+def test_a_create_that_another_overtakes_says_whose_job_it_returns(lone_api, broker, redis):
+    announce(redis)
+    with httpx.Client(base_url=lone_api(broker.url), headers=KEY) as slow:
+        faster = []
+
+        def body():
+            yield b"slow\n"
+            faster.append(httpx.post(f"{slow.base_url}/jobs", json={"prompts": ["fast"]}, headers=KEY))
+            yield b"slower\n"
+
+        overtaken = slow.post("/jobs", content=body(), headers={"content-type": "text/plain"})
+        accepted = httpx.get(f"{slow.base_url}/metrics").text
+    assert overtaken.json()["id"] == faster[0].json()["id"]
+    assert "idempotency-replayed" not in faster[0].headers
+    assert overtaken.headers["idempotency-replayed"] == "true"
+    assert "layerstack_jobs_accepted_total 1.0" in accepted
 
 
 @pytest.mark.parametrize("storage_url", ["folder"], indirect=True)

@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from api import joblist
@@ -82,3 +85,11 @@ def test_a_bad_parameter_is_named(api, params, field):
     response = api.get("/jobs", params=params)
     assert kind(response) == (422, "invalid-request")
     assert field in response.json()["field"]
+
+
+def test_many_lists_at_once_take_no_more_threads_than_one(api, jobs):  # noqa: ARG001 - some have to be there
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda _: listed(api), range(200)))
+    names = [thread.name for thread in threading.enumerate()]
+    # 10 for lists, and 40 for all else
+    assert sum(name.startswith("AnyIO worker thread") for name in names) <= 50

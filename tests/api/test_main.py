@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 
 from tests.support import free_port, status_of, wait_for
@@ -29,3 +31,24 @@ def test_a_value_that_only_the_api_can_judge_is_named(spawn, setting, value):
     process = spawn("api", port=free_port(), **{setting: value})
     assert process.wait(30) == 1
     assert f"LAYERSTACK_{setting.upper()}='{value}'" in process.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 200_000,
+        b"GET /health HTTP/1.1\r\nX: " + b"y" * 2**20,
+        b"GET /health?" + b"y" * 2**20,
+        b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"y" * 2**20,
+    ],
+    ids=["many headers", "a long one", "a long query", "a trailer"],
+)
+def test_what_is_around_a_body_has_a_limit(lone_api, broker, head):
+    url = lone_api(broker.url)
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+        try:
+            connection.sendall(head)
+            while connection.recv(2**16):  # an endless head has no answer, but for a refusal; then it is closed
+                pass
+        except (ConnectionResetError, BrokenPipeError):
+            pass

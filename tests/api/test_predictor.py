@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 
@@ -81,12 +82,11 @@ def test_a_request_gets_the_reply_of_a_worker(queued, redis):
 def test_a_client_that_leaves_frees_its_place_and_tells_the_workers(queued, redis):
     with redis.pubsub(ignore_subscribe_messages=True) as channel:
         channel.subscribe(keys.WITHDRAWN)
-        _, calling, request_id = queued(timeout=1.0)
+        _, calling, request_id = queued(timeout=1.0, predict_timeout_s=500)
         calling.join()
         assert isinstance(calling.error, httpx.ReadTimeout)
         wait_for(lambda: waiting(redis) == [])
-        assert redis.exists(keys.withdrawn(request_id))
-        assert 0 < redis.ttl(keys.withdrawn(request_id)) <= keys.REPLY_TTL_S
+        assert 500 < redis.ttl(keys.withdrawn(request_id)) <= 501  # until its deadline nobody encodes it
         told = []
         wait_for(lambda: (message := channel.get_message()) and told.append(message["data"].decode()) is None)
         assert told == [request_id]
@@ -119,3 +119,25 @@ def test_a_full_queue_is_429_and_who_waits_is_answered_all_the_same(queued, redi
     assert redis.llen(INTERACTIVE) == 1
     answer(redis, request_id)
     assert calling.join().status_code == 200
+
+
+def test_as_many_requests_wait_side_by_side_as_the_queue_takes(queued, redis):
+    url, first, _ = queued(predict_queue_max=130)  # more than a pool of redis-py has connections, unless told
+    others = [Calling(url) for _ in range(129)]
+    wait_for(lambda: len(waiting(redis)) == 130)
+    for request_id in waiting(redis):
+        answer(redis, request_id)
+    assert {calling.join().status_code for calling in (first, *others)} == {200}
+
+
+def test_a_broker_that_hangs_while_a_request_waits_is_503_soon_and_counted(queued, broker):
+    url, calling, _ = queued()
+    hung = time.monotonic()
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        response = calling.join()
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+    assert kind(response) == (503, "broker-unavailable")
+    assert time.monotonic() - hung < 9
+    assert 'layerstack_predict_requests_total{outcome="failed"} 1.0' in httpx.get(f"{url}/metrics").text

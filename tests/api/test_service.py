@@ -40,6 +40,17 @@ def test_an_unknown_path_or_method_is_a_problem_document(http):
         assert response.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/docs", "/openapi.json"])
+def test_head_is_answered_where_no_key_is_needed(http, path):
+    assert http.head(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/jobs/", "/docs/", "/health/"])
+def test_a_slash_too_many_is_no_redirect_to_where_the_host_header_says(http, path):
+    response = http.get(path, follow_redirects=False)
+    assert (response.status_code, "location" in response.headers) == (404, False)
+
+
 def test_without_a_worker_everything_but_health_is_503(lone_api, broker):
     url = lone_api(broker.url)
     assert status_of(f"{url}/health") == 200

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from api.csvfile import MAX_BLANK_LINES
 from api.problems import Problem
 from api.uploads import Entry, PromptFile, read_prompts, recognise
 from jobs.records import Prompt
@@ -170,3 +171,11 @@ def test_the_name_tells_the_kind_or_else_the_media_type(filename, media_type, ki
 
 def test_reading_yields_records():
     assert list(read_prompts(io.BytesIO(b"a"), PromptFile.TXT, MAX_CHARS)) == [Prompt(id="0", prompt="a")]
+
+
+@pytest.mark.parametrize(("kind", "content"), [(PromptFile.JSONL, b'"a"\n'), (PromptFile.CSV, b"prompt\na\n")])
+def test_a_file_of_blank_lines_without_end_is_given_up(kind, content):
+    assert read(content + b"\n" * MAX_BLANK_LINES, kind) == [("0", "a")]
+    with pytest.raises(Problem) as caught:
+        read(content + b"\n" * (MAX_BLANK_LINES + 1), kind)
+    assert caught.value.members["limit"] == MAX_BLANK_LINES
