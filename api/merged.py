@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -17,7 +17,7 @@ from jobs.records import JobRecord
 from jobs.storage import Storage
 
 
-def merged_parts(storage: Storage, record: JobRecord) -> Iterator[memoryview]:
+def merged_parts(storage: Storage, record: JobRecord) -> Generator[memoryview]:
     """Yield a Parquet file with the rows of all parts of a job, in pieces of 1 MiB at most.
 
     The file is what a part is: same columns, header, compression and row groups. One row group is held at a time, and
@@ -47,10 +47,15 @@ def merged_parts(storage: Storage, record: JobRecord) -> Iterator[memoryview]:
 
 def _copied(part: pq.ParquetFile, name: str, writer: pq.ParquetWriter, sink: _Sink) -> Iterator[memoryview]:
     for group in range(part.num_row_groups):
-        with damage_told(name):
-            rows = part.read_row_group(group, use_threads=False)
-        writer.write_table(rows, row_group_size=len(rows))
+        _copy(part, name, group, writer)
         yield from sink.taken()
+
+
+def _copy(part: pq.ParquetFile, name: str, group: int, writer: pq.ParquetWriter) -> None:
+    """Write a row group, of which only what was written is held while it is sent."""
+    with damage_told(name):
+        rows = part.read_row_group(group, use_threads=False)
+    writer.write_table(rows, row_group_size=len(rows))
 
 
 def _same(header: PartHeader, first: PartHeader | None, name: str) -> PartHeader:

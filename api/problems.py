@@ -155,7 +155,7 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     if not isinstance(exc, HTTPException):
         raise exc
     if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = ", ".join(_allowed_methods(request))
+        allowed = ", ".join(_allowed_methods(request) or ("GET", "HEAD"))  # none are known of a folder of files
         detail = f"{request.method} is not for this path; allowed: {allowed}"
         return respond(Problem("method-not-allowed", detail, headers={"Allow": allowed}))
     kind = {HTTPStatus.BAD_REQUEST: "http-error", HTTPStatus.NOT_FOUND: "not-found"}.get(HTTPStatus(exc.status_code))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass
-from itertools import chain
 
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from api.problems import Problem
+from api.readstream import ReadStream
 from jobs.errors import PartNotReadyError
 from jobs.storage import Storage
 
@@ -80,7 +79,7 @@ async def stored_response(request: Request, content: StoredContent) -> Response:
         first = await run_in_threadpool(next, pieces, b"")
     except FileNotFoundError as exc:
         raise PartNotReadyError(f"{content.name} has been deleted") from exc
-    return StreamingResponse(chain([first], pieces), status, headers, content.media_type)
+    return ReadStream(first, pieces, status, headers, content.media_type)
 
 
 def check_match(request: Request, etag: str) -> None:

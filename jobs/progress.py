@@ -189,7 +189,11 @@ class JobFiles:
         )
 
     def _rate(self, num_done: int, now: datetime) -> float | None:
-        lately = recent_rate(self.reported)
+        reported = list(self.reported)
+        # Chunks run side by side and end at nearly the same moment: the time between the first few tells little.
+        if self.started and 1 < len(reported) == len(self.parts):
+            reported.append(Reported(self.started.at, 0))
+        lately = recent_rate(reported)
         if lately is None and self.started:
             return overall_rate(num_done, now - self.started.at)
         return lately

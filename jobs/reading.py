@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Container, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -13,12 +14,13 @@ from pydantic import BaseModel, ValidationError
 from jobs.errors import JobNotFoundError, RecordFormatError
 from jobs.layout import JobNames, job_names, json_index, part_index
 from jobs.rate import Reported
-from jobs.records import ChunkFailure, ChunkStarts, JobRecord, OnError
+from jobs.records import ChunkFailure, ChunkStarts, JobRecord, Mark, OnError
 from jobs.storage import Storage
 
 _R = TypeVar("_R", bound=BaseModel)
 _KNOWN_JOBS = 256
-_KNOWN_OWNERS = 10_000
+# All that there are, if that can be: whoever has few jobs looks through those of everybody for a page of them.
+_KNOWN_OWNERS = 100_000
 _RECENT_PARTS = 32
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,14 @@ class JobReader:
         except RecordFormatError as exc:
             logger.error("attempts are counted anew: %s", exc)  # noqa: TRY400 - the message says it all
             return None
+
+    def started(self, names: JobNames, written_at: datetime) -> Mark:
+        """Return the mark that a job was begun. One that cannot be read tells so all the same, by its own time."""
+        try:
+            return self.read_or_none(names.started, Mark) or Mark(at=written_at)
+        except RecordFormatError as exc:
+            logger.error("when a job was begun is not known: %s", exc)  # noqa: TRY400 - the message says it all
+            return Mark(at=written_at)
 
     def _starts(self, job_id: str) -> tuple[int, ...]:
         name = job_names(job_id).chunks

@@ -7,7 +7,7 @@ file that is not there is a `FileNotFoundError`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -112,7 +112,7 @@ class Storage(ABC):
         """Return a URL by which anybody may GET a file for so long, or None if there is no such thing here."""
         return None
 
-    def stream(self, name: str, start: int, stop: int, piece_bytes: int = 2**20) -> Iterator[bytes]:
+    def stream(self, name: str, start: int, stop: int, piece_bytes: int = 2**20) -> Generator[bytes]:
         """Yield bytes `start` to `stop` of a file in pieces.
 
         Raises:

@@ -147,7 +147,7 @@ class JobStore:
             parts=parts,
             failures={} if manifest else self._reader.failures(names, parts),
             manifest=manifest,
-            started=self._reader.read_or_none(names.started, Mark) if names.started in present else None,
+            started=self._reader.started(names, present[names.started]) if names.started in present else None,
             cancelled=self._reader.read_or_none(names.cancelled, Mark) if names.cancelled in present else None,
             expired=self._reader.read_or_none(names.expired, Mark) if names.expired in present else None,
             reported=reported,
@@ -325,6 +325,7 @@ class JobStore:
             withdraw(self.storage, self.load(job_id))
         except RecordFormatError as exc:
             logger.warning("job %s is deleted all the same: %s", job_id, exc)
+            self.storage.delete(names.chunks)  # or the marker of its `Idempotency-Key` could bring it back
             self.storage.delete(names.record)
         self.storage.delete_folder(names.folder)
 

@@ -43,6 +43,8 @@ from worker.withdrawals import Withdrawals
 logger = logging.getLogger(__name__)
 _SOCKET_TIMEOUT_S = 15.0
 _POLL_S = 0.1
+# For answers that are nearly there, when the worker stops. `layerstack up` waits 5 s, an orchestrator often 10 s.
+_LAST_ANSWERS_S = 2.0
 _CELERY_STATE: Any = celery_state  # its stubs know only of None, where an exit code belongs
 
 
@@ -193,6 +195,10 @@ def _consume(settings: Settings, tasks: Tasks, engine: Engine, stopping: threadi
     signalled = _CELERY_STATE.should_stop is not None
     stopping.set()
     _CELERY_STATE.should_stop = 0  # both consumers look at it, and end with this exit code
+    leave_at = time.monotonic() + _LAST_ANSWERS_S
+    for thread in threads:
+        thread.join(max(0.0, leave_at - time.monotonic()))
+    engine.close(finish=False)  # requests that have not reached the device go back to the queue
     for thread in threads:
         thread.join()
     logger.info("stopped")

@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 from pydantic import ValidationError
 from redis import Redis, RedisError
 
-from encoder import DeadlineExceededError, Engine
+from encoder import DeadlineExceededError, Engine, EngineClosedError
 from jobs import keys, tracing
 from jobs.errors import JobNotFoundError, StorageError
 from jobs.messages import ChunkMessage, JobEvent, PredictFailure, PredictMessage, pack_reply
@@ -75,7 +75,14 @@ class Tasks:
         app.task(name=CHUNK_TASK, shared=False, bind=True)(chunk)
 
     def predict(self, message: dict[str, Any]) -> None:
-        """Answer a request, unless nobody waits for the answer any more."""
+        """Answer a request, unless nobody waits for the answer any more.
+
+        Args:
+            message: a `PredictMessage` as JSON.
+
+        Raises:
+            Reject: the message goes back to the queue, because this worker is stopping.
+        """
         try:
             request = PredictMessage.model_validate(message)
         except ValidationError as exc:
@@ -100,6 +107,9 @@ class Tasks:
         except DeadlineExceededError as exc:
             logger.info("request %s: %s, dropped", request.request_id, exc)
             return None
+        except EngineClosedError as exc:
+            logger.info("request %s is handed back: %s", request.request_id, exc)
+            raise Reject(str(exc), requeue=True) from exc
         except Exception:  # whatever it is, the client is told rather than left waiting
             logger.exception("request %s failed", request.request_id)
             return pack_reply(PredictFailure(position=None, reason="the encoder failed; the worker's log says why"))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import chain
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from api import openapi
@@ -16,6 +14,7 @@ from api.body import Body, respond
 from api.merged import merged_parts
 from api.ownjobs import OwnJobId
 from api.problems import Problem, shorten
+from api.readstream import ReadStream
 from api.services import Services, ServicesDep
 from api.stored import StoredContent, check_match, is_known, stored_response
 from jobs.records import JobRecord, Manifest
@@ -136,4 +135,4 @@ async def _all_parts(request: Request, services: Services, job_id: str) -> Respo
         return Response(None, 200, headers, PARQUET)
     pieces = merged_parts(services.store.storage, record)
     first = await run_in_threadpool(next, pieces)  # what is wrong with the first part is told before the headers
-    return StreamingResponse(chain([first], pieces), 200, headers, PARQUET)
+    return ReadStream(first, pieces, 200, headers, PARQUET)

@@ -35,9 +35,14 @@ def test_the_interface_is_described(http):
 
 
 def test_an_unknown_path_or_method_is_a_problem_document(http):
-    for response, status in ((http.get("/nowhere"), 404), (http.put("/predict"), 405)):
+    for response, status in (
+        (http.get("/nowhere"), 404),
+        (http.put("/predict"), 405),
+        (http.put("/docs/static/x"), 405),
+    ):
         assert response.status_code == status
         assert response.headers["content-type"] == "application/problem+json"
+        assert (status == 405) == bool(response.headers.get("allow"))
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ready", "/docs", "/openapi.json"])
@@ -82,7 +87,8 @@ def test_a_storage_that_cannot_be_used_is_not_ready(lone_api, broker, spawn):
     process = spawn("api", port=port, broker_url=broker.url, storage="/dev/null/jobs")
     wait_for(lambda: status_of(f"http://127.0.0.1:{port}/health") == 200, process, process.log)
     checks = httpx.get(f"http://127.0.0.1:{port}/ready").json()["checks"]
-    assert checks["storage"].startswith("cannot be used")
+    assert checks["storage"] == "cannot be used; the server's log says why"  # anybody may ask
+    assert "/dev/null/jobs" in process.log.read_text()
     assert httpx.get(f"{url}/ready").json()["checks"]["storage"] == "ok"
 
 

@@ -220,6 +220,14 @@ def test_before_there_are_two_parts_the_rate_is_what_has_been_done_since_it_star
     assert job().view(Live({0: 3})).rate is None  # a job that began before there was a mark
 
 
+def test_the_first_parts_count_from_when_the_job_started_since_they_end_at_nearly_the_same_moment():
+    reported = [Reported(NOW + timedelta(seconds=4), 4), Reported(NOW + timedelta(seconds=4.1), 4)]
+    first_two = job(started=MARK, parts={0: 1, 1: 1}, reported=reported)
+    assert first_two.view().rate == pytest.approx(8 / 4.1)
+    later = replace(first_two, parts={0: 1, 1: 1, 2: 1})  # a part was reported before these
+    assert later.view().rate == pytest.approx(4 / 0.1)
+
+
 def test_a_job_that_is_done_but_for_the_check_of_its_parts_has_no_time_left():
     reported = [Reported(NOW, 4), Reported(NOW + timedelta(seconds=2), 4)]
     assert job(reported=reported, **DONE).view().eta_s == 0

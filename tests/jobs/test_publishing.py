@@ -285,6 +285,21 @@ def test_a_damaged_job_can_be_deleted_and_its_marker_does_not_bring_it_back(stor
     assert store.created_before("ann", KEY) is None
 
 
+def test_the_marker_of_a_damaged_job_does_not_bring_it_back_if_its_deletion_is_cut_off(store, storage_url):
+    first = create(store)
+    store.storage.write(job_names(first.id).record, b"rubbish")
+    deleting = open_storage(storage_url)
+
+    def die(_folder):
+        raise Died
+
+    deleting.delete_folder = die
+    with pytest.raises(Died):
+        JobStore(deleting).delete(first.id)
+    assert store.created_before("ann", KEY) is None
+    assert ids(store) == []
+
+
 def test_a_marker_that_changes_all_the_time_is_an_error(store, monkeypatch):
     foreign = create(store)
     monkeypatch.setattr(publishing, "_is_there", lambda *_: False)

@@ -21,6 +21,15 @@ def test_a_failure_that_cannot_be_read_is_counted_anew(store):
     assert store.note_failure(record.id, 0, "y", crashed=False, limit=2).attempts == 1
 
 
+def test_a_mark_of_the_start_that_cannot_be_read_tells_that_the_job_has_started(store, caplog):
+    record = make_job(store)
+    store.storage.write(job_names(record.id).started, b"{")
+    files = store.files(record.id)
+    assert files.status() == "running"
+    assert files.started.at == store.marks(record.id)[job_names(record.id).started]
+    assert "when a job was begun is not known" in caplog.text
+
+
 def test_the_parts_that_were_reported_last_are_told_with_their_rows(store):
     record = make_job(store, count=41, chunk_rows=1)
     for chunk in range(40):

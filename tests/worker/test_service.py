@@ -8,7 +8,7 @@ from ulid import ULID
 
 from jobs import keys
 from jobs.messages import PredictMessage, PredictReply, unpack_reply
-from jobs.queue import BULK, make_celery, publish_predict
+from jobs.queue import BULK, INTERACTIVE, make_celery, publish_predict
 from jobs.records import JobStatus, WorkerPresence
 from tests.support import wait_for
 
@@ -61,6 +61,21 @@ def test_sigterm_hands_chunks_back_and_the_next_worker_finishes_the_job(
     wait_for(lambda: store.files(record.id).status() == JobStatus.SUCCEEDED)
     assert store.files(record.id).failures == {}
     assert store.manifest(record.id).succeeded == 3_000
+
+
+def test_sigterm_hands_back_the_requests_that_would_take_long(spawn, broker, tiny, tmp_path, app):
+    count, prompts = 40, [f"prompt number {n}" for n in range(1_000)]
+    worker = start(spawn, broker, tiny, tmp_path, interactive_threads=count)
+    with broker.client() as redis:
+        for _ in range(count):
+            publish_predict(app, PredictMessage(request_id=str(ULID()), prompts=prompts, deadline=time.time() + 600))
+        wait_for(lambda: redis.keys("layerstack:reply:*"), worker, worker.log)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(10) == 0
+        waiting = redis.llen(INTERACTIVE)
+        assert waiting > 0
+        assert waiting + len(redis.keys("layerstack:reply:*")) == count
+    assert "Traceback" not in worker.log.read_text()
 
 
 @pytest.mark.parametrize("storage_url", ["folder"], indirect=True)

@@ -54,6 +54,15 @@ def test_a_request_past_its_deadline_never_reaches_the_encoder(tasks, redis, for
     assert forwards.texts == []
 
 
+def test_a_request_that_has_not_reached_the_device_of_a_worker_that_stops_goes_back(tasks, redis, encoder):
+    with Engine(encoder) as closed:
+        pass
+    with pytest.raises(Reject) as caught:
+        predict(replace(tasks, engine=closed), redis, ["a fox"])
+    assert caught.value.requeue
+    assert redis.keys("layerstack:reply:*") == []
+
+
 def test_a_request_that_was_withdrawn_before_it_began_never_reaches_the_encoder(tasks, redis, forwards):
     message = {"request_id": str(ULID()), "prompts": ["a"], "deadline": time.time() + 60}
     redis.set(keys.withdrawn(message["request_id"]), 1)
