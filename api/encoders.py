@@ -16,11 +16,11 @@ from jobs.records import EncoderInfo, WorkerPresence
 from jobs.tensors import load_tensors
 
 # Every /predict asks, before it begins and while it waits; workers come and go much more seldom.
-_KNOWN_FOR_S = 0.5
+_KNOWN_FOR_S = 0.25
 
 
 class LiveEncoders:
-    """Reads who is there, at most twice a second. Constant rows are fetched once a fingerprint.
+    """Reads who is there, at most four times a second. Constant rows are fetched once a fingerprint.
 
     `redis` must be a connection that does not decode answers.
     """

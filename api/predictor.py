@@ -27,7 +27,7 @@ from jobs.queue import publish_predict
 
 logger = logging.getLogger(__name__)
 # Whoever waits looks this often whether there is still a worker.
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.25
 # Publishing takes a millisecond; it must not wait for the threads that uploads hold for minutes.
 _PUBLISHERS = 8
 _PUBLISH_WITHIN_S = 5.0

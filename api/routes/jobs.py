@@ -98,9 +98,10 @@ async def create(
         job_id = record.id
         if job_id == new_id:
             services.metrics.accepted(record.num_prompts)
-            await tell_changed(services.redis, job_id)
     if job_id != new_id:  # that of an earlier create, or of one that was faster
         response.headers["Idempotency-Replayed"] = "true"
+    # Also of an earlier create, whose server may have died before it told anybody.
+    await tell_changed(services.redis, job_id)
     response.headers["Location"] = f"/jobs/{job_id}"
     return await _view(services, job_id)
 
