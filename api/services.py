@@ -12,7 +12,6 @@ from fastapi import Depends, Request
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError  # noqa: A004 - redis has one of its own
 
 from api.admission import Admission
 from api.encoders import LiveEncoders
@@ -75,16 +74,17 @@ async def open_services(settings: Settings, store: JobStore, metrics: Metrics) -
 
 
 def _connect(url: str, max_connections: int) -> Redis:
-    # Once more for a connection that a restarted broker has left dead. The default waits and tries again for longer
-    # than any caller likes to wait for a 503; a broker that hangs is not asked twice.
-    once = Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
+    # The default waits and tries again for longer than any caller likes to wait for a 503; and a broker that hangs must
+    # not be asked twice, as redis-py does on a unix socket, whose handshake reports a timeout as a lost connection.
+    # What a restarted broker has left dead is seen when it is taken from the pool.
+    never = Retry(NoBackoff(), 0)
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
         timeout=_SOCKET_TIMEOUT_S,
         socket_timeout=_SOCKET_TIMEOUT_S,
         socket_connect_timeout=_SOCKET_TIMEOUT_S,
-        retry=once,
+        retry=never,
     )
     return Redis.from_pool(pool)
 
