@@ -24,8 +24,9 @@ demo: $(INSTALLED) ## From nothing to a finished job: start the stack, encode pr
 up: $(INSTALLED) ## Start the local stack on the demo encoder; Ctrl-C stops it
 	$(BIN)/layerstack up
 
-test: $(INSTALLED) ## Run the whole suite
-	$(BIN)/python -m pytest
+# Threads of torch that wait for each other's core take more time than they save.
+test: $(INSTALLED) ## Run the whole suite, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 faults: $(INSTALLED) ## Inject 200 faults into a running stack, and print the table of docs/reliability.md
 	$(BIN)/python -m tests.faults.long --faults 200

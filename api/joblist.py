@@ -1,4 +1,4 @@
-"""Pages of a caller's jobs, newest first. A page costs a bounded number of looks, however few jobs suit its filter."""
+"""Pages of a caller's jobs, newest first. A page looks into a bounded number of jobs, however few suit its filter."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ PREDICT_WAITING = "layerstack:predict:waiting"
 """Sorted set request id -> deadline, of /predict requests that have been accepted and not answered."""
 
 PREDICT_ANSWERED = "layerstack:predict:answered"
-"""List of when the last /predict requests were answered, newest first."""
+"""List of when the last /predict requests were answered since the queue was last empty, newest first."""
 
 WITHDRAWN = "layerstack:withdrawn"
 """Channel that tells workers the ids of /predict requests nobody waits for any more."""
