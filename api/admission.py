@@ -90,6 +90,11 @@ class Admission:
             if not entered:
                 raise _full(waiting, self._limit, _retry_after(waiting, *rate))
             yield place
+        except RedisError:
+            # Asked once more, a broker that hangs would make the client wait longer for its 503.
+            self._kept.add(request_id)
+            entered = False
+            raise
         finally:
             if entered:
                 await self._give_up(names, request_id, place)
