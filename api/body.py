@@ -71,9 +71,11 @@ class _PiecesResponse(StreamingResponse):
             self._pieces.clear()
 
 
-async def _as_it_is(pieces: Sequence[memoryview]) -> AsyncIterator[memoryview]:
+async def _as_it_is(pieces: Sequence[memoryview]) -> AsyncIterator[memoryview | bytes]:
     # Asynchronous, so that Starlette fetches no piece through a thread.
     for piece in pieces:
-        yield piece
+        # h11 joins what it sends, which copies a view, and leaves a single `bytes` object as it is.
+        whole = piece.obj
+        yield whole if isinstance(whole, bytes) and len(whole) == len(piece) else piece
         # Sending need not wait, for a fast client or one that has gone: others have their turn, and so has the end.
         await checkpoint()

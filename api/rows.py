@@ -45,8 +45,8 @@ class Constant:
 
     @cached_property
     def raw(self) -> memoryview:
-        """The bytes of the rows."""
-        return raw(self._rows)
+        """The bytes of the rows, a view of a `bytes` object."""
+        return memoryview(self._rows.tobytes())
 
     @cached_property
     def json(self) -> memoryview:

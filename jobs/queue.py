@@ -74,7 +74,10 @@ def publish_predict(app: Celery, message: PredictMessage) -> None:
     """
     kwargs = {"message": message.model_dump(mode="json")}
     with tracing.sending(PREDICT_TASK, INTERACTIVE) as headers:
-        app.send_task(PREDICT_TASK, kwargs=kwargs, queue=INTERACTIVE, retry=False, headers=headers)
+        # Without `kwargsrepr`, Celery would write the prompts into the headers as well, for logs.
+        app.send_task(
+            PREDICT_TASK, kwargs=kwargs, kwargsrepr="message", queue=INTERACTIVE, retry=False, headers=headers
+        )
 
 
 def publish_chunks(app: Celery, messages: Iterable[ChunkMessage]) -> None:
