@@ -55,6 +55,11 @@ def negotiate(asked: Format | None, accept: str | None) -> Format | None:
     return next((each for each, media_type in MEDIA_TYPES.items() if media_type == chosen), None)
 
 
+def is_quick(prediction: Prediction, answer_format: Format, dtype: DtypeName | None) -> bool:
+    """Tell whether the rows are rendered without being read, which needs no thread."""
+    return answer_format is Format.SAFETENSORS and dtype in {None, dtype_name(prediction.constants.pad_row)}
+
+
 def headers(prediction: Prediction) -> dict[str, str]:
     """Return what is told beside the tensors in every format."""
     return {
@@ -84,8 +89,8 @@ class Renderer:
     ) -> Body:
         """Return the body of an answer.
 
-        The own rows are written as text here, or have their checksum taken, so this is for a thread. In the binary
-        formats they are not copied, unless `dtype` is another than theirs.
+        The own rows are written as text here, or have their checksum taken, so this is for a thread, unless `is_quick`.
+        In the binary formats they are not copied, unless `dtype` is another than theirs.
 
         Args:
             prediction: the rows.

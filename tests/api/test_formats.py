@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 
-from api.formats import MEDIA_TYPES, Format, Renderer, headers, negotiate
+from api.formats import MEDIA_TYPES, Format, Renderer, headers, is_quick, negotiate
 from api.pieces import MAX_PIECE_BYTES
 from api.rows import Padding
 from jobs.tensors import DTYPES
@@ -188,6 +188,21 @@ def test_own_rows_and_constant_rows_are_sent_from_where_they_are(answer_format):
         assert each.prediction.own_rows[0].ctypes.data in addresses(body)
     # The block of pad rows, and the prefix.
     assert len(addresses(bodies[0]) & addresses(bodies[1])) >= 2
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "dtype", "quick"),
+    [
+        (Format.SAFETENSORS, None, True),
+        (Format.SAFETENSORS, "bfloat16", True),
+        (Format.SAFETENSORS, "float32", False),
+        (Format.PT, None, False),
+        (Format.JSON, None, False),
+        (Format.BASE64, "bfloat16", False),
+    ],
+)
+def test_only_rows_that_need_not_be_read_are_rendered_at_once(answer_format, dtype, quick):
+    assert is_quick(sample([6], dtype="bfloat16").prediction, answer_format, dtype) is quick
 
 
 def test_constants_of_two_encoders_are_not_mixed_up():
