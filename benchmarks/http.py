@@ -4,11 +4,12 @@
     python -m benchmarks.http --wide [--json]
 
 All three have the same checkpoint, dtype, prompts and number of torch threads, and each its own process: the bare
-engine (`benchmarks/bare_engine.py`), `layerstack up`, and the plain port (`benchmarks/plain_service.py`). In each
-round, for each format in turn, the bare engine encodes the prompts while the stack is idle: all waiting at once, then
-a few one at a time. Then so many clients ask the stack, each for one prompt after the other without a pause. At the end
-the same clients ask the plain port, which knows JSON alone. It is slow, so each of its loads is over after a few
-answers, and with more clients than answers no latency is given.
+engine (`benchmarks/bare_engine.py`), `layerstack up`, and the plain port (`benchmarks/plain_service.py`). First one
+client without a load generator asks the idle stack for some prompts (`benchmarks/http_idle.py`). Then, in each round,
+for each format in turn, the bare engine encodes the prompts while the stack is idle: all waiting at once, then a few
+one at a time. Then so many clients ask the stack, each for one prompt after the other without a pause. At the end the
+same clients ask the plain port, which knows JSON alone. It is slow, so each of its loads is over after a few answers,
+and with more clients than answers no latency is given.
 
 - The clients are locust's (`benchmarks/http_load.py`), in one more process. On a machine with few cores they compete
   with the server; how many processors they and each part of the stack keep busy is in the report.
@@ -48,6 +49,7 @@ from benchmarks import http_wide
 from benchmarks.bare_engine import BareEngine, Turn
 from benchmarks.encoder import sample
 from benchmarks.http_clients import Load, run_load
+from benchmarks.http_idle import ask_in_turn
 from benchmarks.http_rendering import render_ms
 from benchmarks.measure import spread
 from benchmarks.stack import POLL_S, START_S, Stack, free_port
@@ -57,7 +59,9 @@ _ROOT = Path(__file__).parents[1]
 # A load begins when what the one before left behind is done.
 SETTLE_S = 1.0
 SINGLE = 8
+IDLE_PROMPTS = 32
 PLAIN_ANSWERS, PLAIN_LIMIT_S = 3, 300.0
+_LOADS = ("idle", "stack", "plain")
 
 
 def main() -> None:
@@ -114,6 +118,7 @@ def measure(prompts: list[str], args: argparse.Namespace) -> dict[str, Any]:
             facts = bare.facts
             words, budget = ("--dtype", facts.dtype), facts.token_budget
             with Stack(folder, checkpoint, facts.device, options=words, token_budget=budget) as stack:
+                idle = ask_in_turn(stack.url, prompts[:IDLE_PROMPTS], args.formats, args.padding)
                 turns = _stack_turns(bare, stack, prompts_file, args)
                 rendering = render_ms(args.formats, args.padding, facts, facts.own_tokens // len(prompts))
                 memory = stack.memory_report()
@@ -134,6 +139,7 @@ def measure(prompts: list[str], args: argparse.Namespace) -> dict[str, Any]:
         "bare_prompts_per_s": spread(bare_rates),
         "bare_single_prompt_ms": spread(singles),
         "render_ms": rendering,
+        "idle": idle,
         "stack": _stack_report(turns, rendering, plain),
         "plain": [load.report() for load in plain],
         **memory,
@@ -223,15 +229,20 @@ def _short(value: float) -> float:
 def _print(report: dict[str, Any]) -> None:
     """Print figures a line each, and loads as tables."""
     for name, value in report.items():
-        if name not in {"stack", "plain"}:
-            print(f"{name:32} {'{:g} ({:g} to {:g})'.format(*value) if isinstance(value, list) else value}")
-    for name in ("stack", "plain"):
+        if name not in _LOADS:
+            print(f"{name:32} {_shown(value)}")
+    for name in _LOADS:
         for each in report.get(name, []):
             print(f"\n{name} {each.get('format', 'json')}, {each['clients']} clients")
             for figure, value in each.items():
                 if figure not in {"format", "clients"}:
-                    shown = ", ".join(f"{k} {v:g}" for k, v in value.items()) if isinstance(value, dict) else value
-                    print(f"  {figure:30} {shown}")
+                    print(f"  {figure:30} {_shown(value)}")
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, list):
+        return "{:g} ({:g} to {:g})".format(*value)
+    return ", ".join(f"{k} {v:g}" for k, v in value.items()) if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

@@ -7,24 +7,23 @@ what it would do for the real one.
 
 from __future__ import annotations
 
-import http.client
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
+import httpx
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from transformers import Mistral3Config
 
 from benchmarks import plain_service
+from benchmarks.http_idle import ask_in_turn
 from benchmarks.measure import spread
-from benchmarks.stack import Stack
+from benchmarks.stack import START_S, Stack
 from encoder import EncoderConfig, tiny
 from encoder.checkpoint import locate
 from encoder.loading import empty_decoder
@@ -37,49 +36,29 @@ _SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-_ROUNDS = 15
+_PROMPTS = 17
 _PLAIN_REPEATS = 3
-_WARM_UP = 2
-
-
-class _Answer(NamedTuple):
-    latency_ms: float
-    encode_ms: float
-    size: int
 
 
 def measure(prompt: str, formats: Sequence[str], device: str, dtype: str) -> dict[str, Any]:
     """Ask for `prompt` in each format in turn, and write the same tensor as the plain port does."""
-    body = json.dumps({"prompt": prompt})
     with tempfile.TemporaryDirectory(prefix="layerstack-benchmark-") as folder:
         checkpoint = Path(folder) / "checkpoint"
         write_checkpoint(checkpoint)
         with Stack(Path(folder), checkpoint, device, options=("--dtype", dtype)) as stack:
-            address = urlsplit(stack.url).netloc
-            # The cheapest client there is: what it takes to read 90 MB counts as latency.
-            connection = http.client.HTTPConnection(address, timeout=600)
-            asked: dict[str, list[_Answer]] = {each: [] for each in formats}
-            for _ in range(_WARM_UP + _ROUNDS):
-                for each in formats:
-                    asked[each].append(_ask(connection, body, each)[0])
-            tensors = load_tensors(_ask(connection, body, "safetensors")[1])
-            connection.close()
-    plain_s = [_plain_s(tensors) for _ in range(_PLAIN_REPEATS)]
-    report: dict[str, Any] = {
+            idle = ask_in_turn(stack.url, [prompt] * _PROMPTS, formats)
+            query, body = {"format": "safetensors"}, {"prompt": prompt}
+            answer = httpx.post(f"{stack.url}/predict", params=query, json=body, timeout=START_S, trust_env=False)
+    tensors = load_tensors(answer.raise_for_status().content)
+    plain_ms = [_plain_ms(tensors) for _ in range(_PLAIN_REPEATS)]
+    for each in idle:
+        each["plain_json_ratio"] = round(statistics.median(plain_ms) / each["over_encode_ms"][0], 1)
+    return {
         "embed_dim": tensors["prompt_embeds"].shape[-1],
         "dtype": dtype,
-        "rounds": _ROUNDS,
-        "plain_json_ms": spread([1e3 * each for each in plain_s]),
+        "plain_json_ms": spread(plain_ms),
+        "idle": idle,
     }
-    for each, answers in asked.items():
-        over_ms = [answer.latency_ms - answer.encode_ms for answer in answers[_WARM_UP:]]
-        report |= {
-            f"{each}_mb": round(answers[0].size / 1e6, 3),
-            f"{each}_encode_ms": spread([answer.encode_ms for answer in answers[_WARM_UP:]]),
-            f"{each}_over_encode_ms": spread(over_ms),
-            f"plain_json_over_{each}_ratio": round(1e3 * statistics.median(plain_s) / statistics.median(over_ms), 1),
-        }
-    return report
 
 
 def write_checkpoint(folder: Path) -> None:
@@ -104,18 +83,7 @@ def _weights(name: str, shape: torch.Size) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.bfloat16) * scale
 
 
-def _ask(connection: http.client.HTTPConnection, body: str, answer_format: str) -> tuple[_Answer, bytes]:
-    started = time.perf_counter()
-    connection.request("POST", f"/predict?format={answer_format}", body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    content = response.read()
-    latency_ms = 1e3 * (time.perf_counter() - started)
-    if response.status != http.HTTPStatus.OK:
-        raise SystemExit(f"POST /predict?format={answer_format} answered {response.status}: {content[:500]!r}")
-    return _Answer(latency_ms, float(response.headers["Layerstack-Encode-Ms"]), len(content)), content
-
-
-def _plain_s(tensors: dict[str, torch.Tensor]) -> float:
+def _plain_ms(tensors: dict[str, torch.Tensor]) -> float:
     started = time.perf_counter()
     plain_service.answer(tensors["prompt_embeds"], tensors["text_ids"], 0.0)
-    return time.perf_counter() - started
+    return 1e3 * (time.perf_counter() - started)
