@@ -26,8 +26,8 @@ from jobs.messages import PredictFailure, PredictMessage, PredictReply, unpack_r
 from jobs.queue import publish_predict
 
 logger = logging.getLogger(__name__)
-# Whoever waits looks this often whether there is still a worker.
-_LOOK_EVERY_S = 0.25
+# Whoever waits looks this often whether there is still a worker; with 64 who wait, each look less is felt.
+_LOOK_EVERY_S = 0.5
 # Publishing takes a millisecond; it must not wait for the threads that uploads hold for minutes.
 _PUBLISHERS = 8
 _PUBLISH_WITHIN_S = 5.0
