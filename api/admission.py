@@ -93,10 +93,9 @@ class Admission:
         except RedisError:
             # Asked once more, a broker that hangs would make the client wait longer for its 503.
             self._kept.add(request_id)
-            entered = False
             raise
         finally:
-            if entered:
+            if entered and request_id not in self._kept:
                 await self._give_up(names, request_id, place)
 
     async def _give_up(self, names: list[str], request_id: str, place: Place) -> None:

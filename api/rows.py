@@ -34,19 +34,20 @@ class Padding(StrEnum):
 
 
 class Constant:
-    """Rows that are sent in every answer, `[m, D]`, C-contiguous. Each form is made when it is first asked for."""
+    """Rows that are sent in every answer, `[m, D]`. Each text of them is made when it is first asked for.
+
+    Attributes:
+        raw: their bytes, the view of a `bytes` object.
+    """
 
     def __init__(self, rows: Array) -> None:
-        self._rows = rows
+        content = rows.tobytes()
+        self.raw = memoryview(content)
+        self._rows: Array = np.frombuffer(content, rows.dtype).reshape(rows.shape)
         self._base64: dict[int, memoryview] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    @cached_property
-    def raw(self) -> memoryview:
-        """The bytes of the rows, a view of a `bytes` object."""
-        return memoryview(self._rows.tobytes())
 
     @cached_property
     def json(self) -> memoryview:
@@ -74,8 +75,8 @@ class Constants:
     def __init__(self, rows: ConstantRows, dtype: DtypeName) -> None:
         count = rows_in_block(rows.pad_row.size)
         pad_row = converted(rows.pad_row, dtype)
-        self.pad_block = Constant(np.ascontiguousarray(np.broadcast_to(pad_row, (count, pad_row.size))))
-        self.prefix = Constant(np.ascontiguousarray(converted(rows.prefix_rows, dtype)))
+        self.pad_block = Constant(np.broadcast_to(pad_row, (count, pad_row.size)))
+        self.prefix = Constant(converted(rows.prefix_rows, dtype))
 
 
 class ConstantsCache:

@@ -59,7 +59,7 @@ _ROOT = Path(__file__).parents[1]
 # A load begins when what the one before left behind is done.
 SETTLE_S = 1.0
 SINGLE = 8
-IDLE_PROMPTS = 32
+IDLE_ROUNDS = 30
 PLAIN_ANSWERS, PLAIN_LIMIT_S = 3, 300.0
 _LOADS = ("idle", "stack", "plain")
 
@@ -118,7 +118,7 @@ def measure(prompts: list[str], args: argparse.Namespace) -> dict[str, Any]:
             facts = bare.facts
             words, budget = ("--dtype", facts.dtype), facts.token_budget
             with Stack(folder, checkpoint, facts.device, options=words, token_budget=budget) as stack:
-                idle = ask_in_turn(stack.url, prompts[:IDLE_PROMPTS], args.formats, args.padding)
+                idle = ask_in_turn(stack.url, prompts, args.formats, IDLE_ROUNDS, args.padding)
                 turns = _stack_turns(bare, stack, prompts_file, args)
                 rendering = render_ms(args.formats, args.padding, facts, facts.own_tokens // len(prompts))
                 memory = stack.memory_report()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,11 +24,15 @@ class _Answer(NamedTuple):
 
 
 def ask_in_turn(
-    url: str, prompts: Iterable[str], formats: Sequence[str], padding: str = "max_length"
+    url: str, prompts: Sequence[str], formats: Sequence[str], rounds: int, padding: str = "max_length"
 ) -> list[dict[str, Any]]:
-    """Ask for each prompt in each format -> a report of each format. The first prompts are the warm-up."""
+    """Ask for a prompt in each format, and for the next one, so many times after a warm-up -> a report of each format.
+
+    With fewer prompts than rounds they come again.
+    """
+    asked_for = islice(cycle(prompts), _WARM_UP + rounds)
     with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=_TIMEOUT_S)) as connection:
-        asked = [[_ask(connection, prompt, each, padding) for each in formats] for prompt in prompts]
+        asked = [[_ask(connection, prompt, each, padding) for each in formats] for prompt in asked_for]
     return [_report(each, answers[_WARM_UP:]) for each, answers in zip(formats, zip(*asked, strict=True), strict=True)]
 
 

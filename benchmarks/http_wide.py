@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
@@ -23,7 +22,7 @@ from transformers import Mistral3Config
 from benchmarks import plain_service
 from benchmarks.http_idle import ask_in_turn
 from benchmarks.measure import spread
-from benchmarks.stack import START_S, Stack
+from benchmarks.stack import Stack
 from encoder import EncoderConfig, tiny
 from encoder.checkpoint import locate
 from encoder.loading import empty_decoder
@@ -36,7 +35,7 @@ _SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-_PROMPTS = 17
+_ROUNDS = 15
 _PLAIN_REPEATS = 3
 
 
@@ -46,10 +45,8 @@ def measure(prompt: str, formats: Sequence[str], device: str, dtype: str) -> dic
         checkpoint = Path(folder) / "checkpoint"
         write_checkpoint(checkpoint)
         with Stack(Path(folder), checkpoint, device, options=("--dtype", dtype)) as stack:
-            idle = ask_in_turn(stack.url, [prompt] * _PROMPTS, formats)
-            query, body = {"format": "safetensors"}, {"prompt": prompt}
-            answer = httpx.post(f"{stack.url}/predict", params=query, json=body, timeout=START_S, trust_env=False)
-    tensors = load_tensors(answer.raise_for_status().content)
+            idle = ask_in_turn(stack.url, [prompt], formats, _ROUNDS)
+            tensors = load_tensors(stack.predict(prompt))
     plain_ms = [_plain_ms(tensors) for _ in range(_PLAIN_REPEATS)]
     for each in idle:
         each["plain_json_ratio"] = round(statistics.median(plain_ms) / each["over_encode_ms"][0], 1)

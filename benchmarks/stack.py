@@ -137,9 +137,10 @@ class Stack:
         """Return the JSON at `path`."""
         return cast("dict[str, Any]", self._http.get(path).raise_for_status().json())
 
-    def predict(self, prompt: str) -> None:
-        """Ask for one prompt's embeddings."""
-        self._http.post("/predict", params={"format": "safetensors"}, json={"prompt": prompt}).raise_for_status()
+    def predict(self, prompt: str) -> bytes:
+        """Ask for one prompt's embeddings -> a safetensors file."""
+        answer = self._http.post("/predict", params={"format": "safetensors"}, json={"prompt": prompt})
+        return answer.raise_for_status().content
 
     def latencies(self, prompts: list[str], pause_s: float, between: Callable[[], None]) -> list[float]:
         """Ask for one prompt after the other -> the seconds of each; `between` is called before each.

@@ -1,3 +1,4 @@
+import base64
 import json
 import time
 
@@ -24,6 +25,13 @@ def test_each_kind_of_message_goes_to_its_queue_alone_as_json(app, redis):
     for queue in (INTERACTIVE, BULK):
         message = json.loads(redis.lindex(queue, 0))
         assert message["content-type"] == "application/json"
+
+
+def test_prompts_are_in_the_body_of_a_message_alone(app, redis):
+    publish_predict(app, PredictMessage(request_id=str(ULID()), prompts=["a red barn"], deadline=time.time()))
+    message = json.loads(redis.lindex(INTERACTIVE, 0))
+    assert b"a red barn" in base64.b64decode(message.pop("body"))
+    assert "red barn" not in json.dumps(message)
 
 
 def test_chunks_that_wait_can_be_told_from_the_queue(app, redis):
