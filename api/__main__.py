@@ -27,8 +27,8 @@ def main() -> int:
         app = create_app(settings)
     except SettingsError as exc:
         sys.exit(str(exc))
-    if settings.api_keys is None and not is_loopback(settings.host):
-        logger.warning("listening on %s without keys: whoever reaches this port can use the encoder", settings.host)
+    if settings.api_keys is None and not is_loopback(settings.reachable_on):
+        logger.warning("no keys on %s: whoever reaches this port can use the encoder", settings.reachable_on)
     # uvicorn raises the signal that stopped it once more at the end; what `begin` set up makes that exit code 0.
     uvicorn.run(
         app,

@@ -98,7 +98,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(RateLimit)
     app.add_middleware(KeyCheck, keys=chosen.api_keys)
     if chosen.api_keys is None:
-        app.add_middleware(OriginCheck, origins=origins, loopback_only=not chosen.allow_without_keys)
+        hosts = None if chosen.allow_without_keys else chosen.allowed_hosts or ()
+        app.add_middleware(OriginCheck, origins=origins, hosts=hosts)
     app.include_router(predict.router)
     app.include_router(jobs.router)
     app.include_router(results.router)

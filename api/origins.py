@@ -69,18 +69,18 @@ class OriginCheck:
     """ASGI middleware for a server without keys: pages of other origins change nothing.
 
     A page can have a browser post to this server, though not read the answer (403 then). By a name of its own that
-    leads to 127.0.0.1 it could even do that, so a server on loopback answers to names of loopback only (421).
+    leads to 127.0.0.1 it could even do that, so such a server answers to names that no page can have (421).
 
     Args:
         app: what is behind it.
         origins: whose pages may call all the same; `*` is all of them.
-        loopback_only: whether the Host header must name this machine.
+        hosts: what the Host header may name besides loopback; None lets it name anything.
     """
 
-    def __init__(self, app: ASGIApp, *, origins: Collection[str], loopback_only: bool) -> None:
+    def __init__(self, app: ASGIApp, *, origins: Collection[str], hosts: Collection[str] | None) -> None:
         self.app = app
         self._origins = origins
-        self._loopback_only = loopback_only
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Look at the headers with which browsers say where a call comes from."""
@@ -92,10 +92,11 @@ class OriginCheck:
     def _find(self, scope: Scope) -> Problem | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self._loopback_only and not is_loopback(_hostname(host)):
+        name = _hostname(host)
+        if self._hosts is not None and name not in self._hosts and not is_loopback(name):
             detail = (
                 f"Host: without keys, this server answers to localhost, 127.0.0.1 and [::1] only; got {shorten(host)}; "
-                "see LAYERSTACK_API_KEYS and LAYERSTACK_ALLOW_WITHOUT_KEYS"
+                "see LAYERSTACK_API_KEYS, LAYERSTACK_ALLOWED_HOSTS and LAYERSTACK_ALLOW_WITHOUT_KEYS"
             )
             return Problem("host-not-allowed", detail, field="Host", value=shorten(host))
         if scope["method"] in _SAFE or not self._is_foreign(headers, host):

@@ -20,11 +20,12 @@ def check_exposure(settings: Settings) -> None:
     """Refuse to listen where others reach a server that asks for no key.
 
     Raises:
-        SettingsError: the host is not loopback, there are no keys, and nobody said that this is meant.
+        SettingsError: its address is not loopback, there are no keys, and nobody said that this is meant.
     """
-    if settings.api_keys is None and not settings.allow_without_keys and not is_loopback(settings.host):
+    if settings.api_keys is None and not settings.allow_without_keys and not is_loopback(settings.reachable_on):
+        variable = "LAYERSTACK_HOST" if settings.published_on is None else "LAYERSTACK_PUBLISHED_ON"
         raise SettingsError(
-            f"LAYERSTACK_HOST={settings.host!r}: without keys, the API listens on loopback only; set "
+            f"{variable}={settings.reachable_on!r}: without keys, the API is for loopback only; set "
             "LAYERSTACK_API_KEYS (`layerstack keys new NAME` makes a key), or LAYERSTACK_ALLOW_WITHOUT_KEYS=true if "
             "whoever reaches this port may use the encoder and read every job"
         )

@@ -47,7 +47,7 @@ def make_celery(settings: Settings) -> Celery:
         worker_soft_shutdown_timeout=0,
         worker_hijack_root_logger=False,
         worker_enable_remote_control=False,  # nothing here uses it, and it polls
-        worker_send_task_events=False,
+        worker_send_task_events=settings.task_events,
         broker_connection_timeout=5,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # never give up

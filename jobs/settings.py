@@ -1,14 +1,15 @@
-"""Every setting there is, read once at the entry point from `LAYERSTACK_*` variables."""
+"""Every setting there is, read once at the entry point from `LAYERSTACK_*` variables, or from files named like them."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import SettingsError
 from jobs.records import MAX_CHUNK_TOKENS
@@ -42,11 +43,10 @@ def _keys(text: object) -> object:
     return found or None
 
 
-# NoDecode: pydantic-settings would ask for JSON.
-ApiKeys = Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)]
+ApiKeys = Annotated[dict[str, str], BeforeValidator(_keys)]
 """Name of each key -> the key's SHA-256 in hexadecimal."""
-Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
-"""Origins of web pages, such as `https://example.org`."""
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+"""A list that a variable holds, with commas between."""
 
 DEMO_MODEL = "demo"
 """A model of this name is the demo checkpoint, which a worker makes in the storage if it is not there."""
@@ -55,8 +55,12 @@ DEMO_MODEL = "demo"
 class Settings(BaseSettings):
     """The settings of api and worker. Each field `x` is set by the environment variable `LAYERSTACK_X`."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+    # pydantic-settings would decode lists as JSON.
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, enable_decoding=False
+    )
 
+    secrets_dir: str | None = Field(None, description="folder of files that each hold a setting")
     broker_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: redis://, rediss:// or unix://"
     )
@@ -69,10 +73,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(7860, ge=1, le=65535, description="port the API listens on")
+    published_on: str | None = Field(None, description="address that leads into a container's port; default the host")
     api_keys: ApiKeys | None = Field(None, description="who may call: name:sha256, of several with commas between")
     allow_without_keys: bool = Field(False, description="listen on more than loopback although there are no keys")
     rate_limit: str | None = Field(None, description="requests of one key, as 600/minute; of several with ; between")
-    cors_origins: Origins | None = Field(None, description="web pages of these origins may call; commas between")
+    allowed_hosts: Words | None = Field(None, description="names of the API besides loopback's, without keys")
+    cors_origins: Words | None = Field(None, description="web pages of these origins may call; commas between")
     predict_queue_max: int = Field(256, ge=1, description="/predict requests that wait for an answer, of all servers")
     predict_max_prompts: int = Field(16, ge=1, description="prompts in one POST /predict")
     predict_timeout_s: float = Field(120.0, gt=0, description="seconds until an unanswered /predict is given up")
@@ -90,6 +96,7 @@ class Settings(BaseSettings):
     model: str | None = Field(None, description="folder or hub id of the model, or 'demo'; the worker needs it")
     model_revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     model_subfolder: str | None = Field(None, description="where in the folder or repository the model is")
+    model_mount: str | None = Field(None, description="folder that `layerstack up` prefers if it holds a model")
     preset: str = Field("flux2-dev", description="encoder preset")
     device: str | None = Field(None, description="torch device; default CUDA if there is one")
     device_map: str | None = Field(None, description="'auto' spreads the layers over all devices")
@@ -110,6 +117,7 @@ class Settings(BaseSettings):
     visibility_timeout_s: int = Field(120, ge=1, description="seconds until a dead worker's messages come back")
     worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's own /metrics")
     worker_metrics_port: int | None = Field(None, ge=1, le=65535, description="port of the worker's own /metrics")
+    task_events: bool = Field(False, description="tell what becomes of each task, for Flower")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["console", "json"] = Field("console", description="of log lines")
 
@@ -149,21 +157,31 @@ class Settings(BaseSettings):
         return Path(self.local_dir or self.storage).expanduser().resolve()
 
     @property
+    def reachable_on(self) -> str:
+        """Address at which others find the API."""
+        return self.published_on or self.host
+
+    @property
     def effective_reply_url(self) -> str:
         """Where replies to /predict travel."""
         return (self.reply_url or self.broker_url).get_secret_value()
 
 
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - values are what pydantic validates
-    """Read the environment; `overrides` win over it.
+    """Read the environment, and files for what it does not set; `overrides` win over both.
 
     Raises:
         SettingsError: a value is bad; the message names the variable and, unless it may hold a password, the value.
     """
+    folder = os.environ.get(f"{_PREFIX}SECRETS_DIR") or None
+    if folder is not None and not Path(folder).is_dir():
+        raise SettingsError(f"{_PREFIX}SECRETS_DIR={folder!r}: there is no such folder")
     try:
-        return Settings(**overrides)
+        return Settings(_secrets_dir=folder, **overrides)
     except ValidationError as exc:
         raise SettingsError("; ".join(_describe(error) for error in exc.errors())) from None
+    except OSError as exc:
+        raise SettingsError(f"{_PREFIX}SECRETS_DIR={folder!r}: {exc.filename} cannot be read: {exc.strerror}") from exc
 
 
 def _has_valid_port(url: str) -> bool:

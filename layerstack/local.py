@@ -134,7 +134,7 @@ class LocalStack:
         """Return the children's environment: ours, with the settings that this stack decides."""
         return os.environ | {
             "LAYERSTACK_BROKER_URL": f"unix://{self._socket}",
-            "LAYERSTACK_REPLY_URL": "",
+            "LAYERSTACK_REPLY_URL": f"unix://{self._socket}",
             "LAYERSTACK_STORAGE": self.storage,
             "LAYERSTACK_LOCAL_DIR": str(self._folder),
             "LAYERSTACK_HOST": self._settings.host,

@@ -1,13 +1,14 @@
-"""What a worker counts, and its own `/metrics`."""
+"""What a worker counts, and its own `/metrics`, `/health` and `/ready`."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from typing import Self
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Self
 
-from prometheus_client import start_http_server
+from prometheus_client import make_wsgi_app, start_http_server
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -15,6 +16,9 @@ from encoder import Engine, Priority
 from jobs.errors import SettingsError
 from jobs.metrics import new_registry, worker_families
 from jobs.records import PartSummary, WorkerCounters, WorkerPresence
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,9 @@ def count(engine: Engine, written: Written) -> WorkerCounters:
 class MetricsServer:
     """Serves metrics of this process over HTTP, until it is left as a context manager; without a port, does nothing.
 
+    For orchestrators there are `/health`, which is 200 as long as the process lives, and `/ready`, which is 503 until
+    its encoder is loaded.
+
     Args:
         host: address to listen on.
         port: to listen on.
@@ -74,6 +81,8 @@ class MetricsServer:
 
     def __init__(self, host: str, port: int | None) -> None:
         self._registry = new_registry()
+        self._metrics = make_wsgi_app(self._registry)
+        self._loaded = False
         self._stop: Callable[[], None] = lambda: None
         if port is None:
             return
@@ -83,6 +92,7 @@ class MetricsServer:
             raise SettingsError(
                 f"LAYERSTACK_WORKER_METRICS_PORT={port}: {host}:{port} cannot be listened on ({exc.strerror})"
             ) from exc
+        server.set_app(self._answer)
 
         def stop() -> None:
             server.shutdown()
@@ -99,12 +109,23 @@ class MetricsServer:
         self._stop()
 
     def show(self, presence: Callable[[], WorkerPresence]) -> None:
-        """Show what a worker has counted as well.
+        """Show what a worker has counted as well, and that it is ready.
 
         Args:
             presence: tells what it is and has counted, whenever somebody asks.
         """
         self._registry.register(_Worker(presence))
+        self._loaded = True
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path not in {"/health", "/ready"}:
+            page: Iterable[bytes] = self._metrics(environ, start_response)
+            return page
+        is_loading = path == "/ready" and not self._loaded
+        status = HTTPStatus.SERVICE_UNAVAILABLE if is_loading else HTTPStatus.OK
+        start_response(f"{status} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"the encoder is being loaded\n" if is_loading else b"ok\n"]
 
 
 class _Worker(Collector):

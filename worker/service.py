@@ -224,7 +224,7 @@ def _consumer(settings: Settings, tasks: Tasks, queue: str, concurrency: int) ->
         loglevel=settings.log_level,
         without_gossip=True,
         without_mingle=True,
-        without_heartbeat=True,
+        without_heartbeat=not settings.task_events,  # of those events; nothing else listens
     )
 
 

@@ -81,6 +81,13 @@ def test_without_keys_it_answers_to_no_other_name(open_api, host):
         assert "LAYERSTACK_API_KEYS" in response.json()["detail"]
 
 
+def test_without_keys_it_answers_to_names_that_are_allowed(open_api):
+    api = open_api(host="0.0.0.0", published_on="127.0.0.1", allowed_hosts="api,Gateway")  # noqa: S104 - nothing listens
+    for host in ("api:7860", "gateway", "127.0.0.1"):
+        assert api.get("/health", headers={"Host": host}).status_code == 200
+    assert kind(api.get("/health", headers={"Host": "evil.example"})) == (421, "host-not-allowed")
+
+
 @pytest.mark.parametrize("settings", [{"api_keys": "ann:" + "0" * 64}, {"allow_without_keys": True}])
 def test_with_keys_or_if_none_are_wanted_it_answers_to_any_name(open_api, settings):
     assert open_api(**settings).get("/health", headers={"Host": "gpu.example"}).status_code == 200

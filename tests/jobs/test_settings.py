@@ -67,3 +67,30 @@ def test_jobs_are_kept_in_a_folder_or_an_object_store(url):
 )
 def test_what_is_no_result_stays_on_this_machine(settings, folder):
     assert str(load_settings(**settings).local_folder) == folder
+
+
+def test_a_setting_may_lie_in_a_file_which_the_environment_wins_over(monkeypatch, tmp_path):
+    (tmp_path / "layerstack_broker_url").write_text("redis://:hunter2@host/0\n")
+    (tmp_path / "layerstack_api_keys").write_text(f"ann:{'0' * 64}\n")
+    (tmp_path / "layerstack_port").write_text("1234")
+    monkeypatch.setenv("LAYERSTACK_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("LAYERSTACK_PORT", "4321")
+    monkeypatch.setenv("LAYERSTACK_BROKER_URL", "")  # is not set
+    settings = load_settings()
+    assert settings.broker_url.get_secret_value() == "redis://:hunter2@host/0"
+    assert (settings.api_keys, settings.port) == ({"ann": "0" * 64}, 4321)
+
+
+def test_a_bad_value_in_a_file_is_told_like_one_of_a_variable(monkeypatch, tmp_path):
+    (tmp_path / "layerstack_port").write_text("abc")
+    monkeypatch.setenv("LAYERSTACK_SECRETS_DIR", str(tmp_path))
+    with pytest.raises(SettingsError, match="LAYERSTACK_PORT='abc'"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_a_folder_of_secrets_that_is_none_is_told(monkeypatch, tmp_path, name):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LAYERSTACK_SECRETS_DIR", str(tmp_path / name))
+    with pytest.raises(SettingsError, match=f"LAYERSTACK_SECRETS_DIR='.*{name}': there is no such folder"):
+        load_settings()

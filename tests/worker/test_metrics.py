@@ -17,7 +17,7 @@ from jobs.queue import make_celery, publish_predict
 from jobs.records import WorkerPresence
 from jobs.settings import Settings
 from tests import sample_jobs
-from tests.support import free_port, wait_for
+from tests.support import free_port, status_of, wait_for
 from worker.chunks import ChunkEncoder
 from worker.metrics import MetricsServer, Written, count
 from worker.presence import Presence
@@ -100,6 +100,7 @@ def test_a_worker_with_a_port_serves_its_own_metrics_and_stops_with_exit_code_0(
     with broker.client() as redis:
         wait_for(lambda: redis.smembers(keys.WORKER_IDS), worker, worker.log)
         assert scraped(port)["layerstack_worker_prompts_total"] == 0
+        assert [status_of(f"http://127.0.0.1:{port}{path}") for path in ("/health", "/ready")] == [200, 200]
         ask(broker, redis)
     wait_for(lambda: scraped(port)["layerstack_worker_prompts_total"] == 1)
     found = scraped(port)
@@ -129,6 +130,12 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(spawn, broker, tmp_pat
 def test_an_address_that_is_not_this_machines_is_told(host):
     with pytest.raises(SettingsError, match=f"{host}:.* cannot be listened on"):
         MetricsServer(host, free_port())
+
+
+def test_a_worker_lives_before_it_is_ready():
+    port = free_port()
+    with MetricsServer("127.0.0.1", port):
+        assert [status_of(f"http://127.0.0.1:{port}{path}") for path in ("/health", "/ready")] == [200, 503]
 
 
 def test_without_a_port_nothing_is_served():
