@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
 import time
 from datetime import timedelta
@@ -217,7 +218,7 @@ def _consumer(settings: Settings, tasks: Tasks, queue: str, concurrency: int) ->
     set_event_loop(None)
     return app.WorkController(
         app=app,
-        hostname=f"{queue}@%h",
+        hostname=f"{queue}@{socket.gethostname()}",
         queues=[queue],
         concurrency=concurrency,
         pool_cls="threads",
