@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+IMAGES ?= layerstack
+TAG ?= latest
+BUILD_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test faults lint format bench lock clean
+.PHONY: help install demo up test faults lint format bench images lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -43,6 +46,12 @@ format: $(INSTALLED) ## Put the code in shape
 
 bench: $(INSTALLED) ## Reference against ours on the prompts of examples/
 	$(BIN)/python -m benchmarks.encoder --prompts examples/prompts.txt --hidden 256
+
+images: ## Build the images of API and worker: $(IMAGES)-api:$(TAG), $(IMAGES)-worker:$(TAG)
+	for image in api worker; do \
+		docker build --file Dockerfile.$$image --tag $(IMAGES)-$$image:$(TAG) $(BUILD_OPTIONS) \
+			--build-arg REVISION=$$(git rev-parse HEAD) --build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) . || exit 1; \
+	done
 
 lock: $(INSTALLED) ## Resolve requirements.lock anew
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \

@@ -1,6 +1,6 @@
 """Compare what a server answers with what this machine computes from the same model.
 
-    python examples/driver.py https://name.endpoints.huggingface.cloud black-forest-labs/FLUX.2-dev --prompts captions.txt
+    python examples/driver.py https://name.endpoints.huggingface.cloud black-forest-labs/FLUX.2-dev --prompts FILE
 
 Needs the extra `worker`, and a machine that can hold the model. The key of the server, or the token of the endpoint, is
 read from LAYERSTACK_API_KEY.
@@ -55,7 +55,7 @@ def difference(client: layerstack.Client, encoder: Encoder, prompts: list[str]) 
     return float(((there - here).norm(dim=1) / here.norm(dim=1)).max())
 
 
-def _verdict(same: bool) -> str:  # noqa: FBT001 - a word for it
+def _verdict(same: bool) -> str:
     return "the same" if same else "NOT the same"
 
 

@@ -6,6 +6,7 @@ Environment:
     LAYERSTACK_URL: of the API; default http://127.0.0.1:7860.
     LAYERSTACK_API_KEY: if the API asks for one.
     WORKERS: how many workers there should be; default 1.
+    PATIENCE_S: seconds that anything may take; default 120.
 
 With `--http-only` it asks Docker nothing, and so checks any server.
 """
@@ -30,7 +31,7 @@ KEY = os.environ.get("LAYERSTACK_API_KEY")
 WORKERS = int(os.environ.get("WORKERS", "1"))
 PROMPTS = ["a fox in the snow", "an old lighthouse keeper reads a map by candlelight"]
 JOB_PROMPTS, PART_ROWS = 600, 10
-PATIENCE_S = 120
+PATIENCE_S = float(os.environ.get("PATIENCE_S", "120"))
 OURS = {"api": "python -m api", "worker": "python -m worker"}
 UID = "10001"  # of our images
 SERVICES = {*OURS, "broker", "replies"}
@@ -67,7 +68,7 @@ def get(path: str) -> Any:
 
 
 def docker(*words: str) -> str:
-    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout  # noqa: S603, S607 - no shell; the caller's docker
+    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout  # noqa: S607 - no shell; the caller's docker
 
 
 def check_ready() -> str:
@@ -134,14 +135,14 @@ def _all_grew(before: dict[str, float], now: dict[str, float]) -> dict[str, int]
 def written_parts() -> dict[str, float]:
     """Return how many parts each worker has written since its start."""
     _, body = call("GET", "/metrics")
-    found = re.findall(r'^layerstack_worker_written_parts_total\{worker="(\w+)"\} (\S+)$', body.decode(), re.M)
+    found = re.findall(r'^layerstack_worker_written_parts_total\{worker="(\w+)"\} (\S+)$', body.decode(), re.MULTILINE)
     return {worker: float(parts) for worker, parts in found}
 
 
 def wait_for(condition: Any, what: str) -> Any:
     deadline = time.monotonic() + PATIENCE_S
     while not (found := condition()):
-        check(time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}")
+        check(time.monotonic() < deadline, f"waited {PATIENCE_S:g} s for {what}")
         time.sleep(0.2)
     return found
 

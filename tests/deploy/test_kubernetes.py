@@ -111,9 +111,7 @@ def test_everything_that_is_called_a_setting_is_one():
     }
     # The command line's own; and what Kubernetes would make up.
     others = {"LAYERSTACK_API_KEY", "LAYERSTACK_API_PORT"}
-    assert {name.removeprefix("LAYERSTACK_").lower() for name in names - others} <= set(
-        Settings.model_fields
-    )
+    assert {name.removeprefix("LAYERSTACK_").lower() for name in names - others} <= set(Settings.model_fields)
 
 
 SECRETS = {
