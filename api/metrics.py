@@ -18,6 +18,7 @@ from api.encoders import LiveEncoders
 from api.problems import Unavailable
 from jobs import keys
 from jobs.metrics import new_registry, worker_families
+from jobs.queue import BULK, INTERACTIVE
 from jobs.records import WorkerPresence
 
 Refusal = Literal["queue-full", "no-worker", "no-answer", "disconnected", "bad-prompt", "failed"]
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 # Prometheus gives a scrape 10 s: without the broker, the rest is told in time.
 _BROKER_TIMEOUT_S = 3.0
+_QUEUES = (INTERACTIVE, BULK)
 
 
 class Metrics:
@@ -125,20 +127,30 @@ async def _shared(redis: Redis, encoders: LiveEncoders) -> list[Metric]:
     is_up = GaugeMetricFamily("layerstack_broker_up", "Whether the broker answers.")
     try:
         async with asyncio.timeout(_BROKER_TIMEOUT_S):
-            counts = cast("dict[bytes, bytes]", await redis.hgetall(keys.JOB_COUNTS))
-            waiting = await redis.zcount(keys.PREDICT_WAITING, time.time(), "+inf")
+            async with redis.pipeline(transaction=False) as pipe:
+                pipe.hgetall(keys.JOB_COUNTS)
+                pipe.zcount(keys.PREDICT_WAITING, time.time(), "+inf")
+                for queue in _QUEUES:
+                    pipe.llen(queue)
+                found = await pipe.execute()
             workers = await _workers(encoders)
     except (RedisError, TimeoutError) as exc:
         logger.warning("metrics of workers and jobs are missing, the broker does not answer: %s", exc)
         is_up.add_metric([], 0)
         return [is_up]
     is_up.add_metric([], 1)
+    counts, waiting, *lengths = cast("tuple[dict[bytes, bytes], int, int, int]", tuple(found))
     jobs = GaugeMetricFamily("layerstack_jobs", "Jobs in the storage, by status.", labels=["status"])
     for status, number in sorted(counts.items()):
         jobs.add_metric([status.decode()], int(number))
-    queue = GaugeMetricFamily("layerstack_predict_waiting", "/predict requests that wait, of all servers.")
-    queue.add_metric([], waiting)
-    return [is_up, jobs, queue, *worker_families(workers)]
+    requests = GaugeMetricFamily("layerstack_predict_waiting", "/predict requests that wait, of all servers.")
+    requests.add_metric([], waiting)
+    messages = GaugeMetricFamily(
+        "layerstack_queue_messages", "Messages in the queue that no worker has taken yet.", labels=["queue"]
+    )
+    for queue, length in zip(_QUEUES, lengths, strict=True):
+        messages.add_metric([queue], length)
+    return [is_up, jobs, requests, messages, *worker_families(workers)]
 
 
 async def _workers(encoders: LiveEncoders) -> list[WorkerPresence]:

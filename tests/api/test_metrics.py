@@ -1,6 +1,7 @@
 """`GET /metrics`, as Prometheus gets it."""
 
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ulid import ULID
 from api.app import create_app
 from api.metrics import Metrics
 from jobs import keys
+from jobs.messages import ChunkMessage, PredictMessage
+from jobs.queue import make_celery, publish_chunks, publish_predict
 from jobs.records import WorkerPresence
 from jobs.settings import Settings
 from tests.sample_jobs import COUNTERS, INFO
@@ -80,6 +83,16 @@ def test_requests_that_wait_are_those_whose_deadline_has_not_passed(api, redis):
     now = datetime.now(UTC).timestamp()
     redis.zadd(keys.PREDICT_WAITING, {"a": now + 60, "b": now + 60, "old": now - 60})
     assert value(api, "layerstack_predict_waiting") == 2
+
+
+def test_messages_that_no_worker_has_taken_are_counted_by_queue(api, broker):
+    queues = ("interactive", "bulk")
+    assert [value(api, "layerstack_queue_messages", queue=queue) for queue in queues] == [0, 0]
+    job_id, app = str(ULID()), make_celery(Settings(broker_url=broker.url))
+    publish_chunks(app, [ChunkMessage(job_id=job_id, chunk=chunk) for chunk in range(3)])
+    publish_predict(app, PredictMessage(request_id=str(ULID()), prompts=["a fox"], deadline=time.time() + 60))
+    app.close()
+    assert [value(api, "layerstack_queue_messages", queue=queue) for queue in queues] == [1, 3]
 
 
 def test_without_any_worker_the_rest_is_told(storage_url, storage, broker):  # noqa: ARG001 - has to be there

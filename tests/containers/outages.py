@@ -57,7 +57,7 @@ def killed_worker() -> str:
     began = time.monotonic()
     up()
     manifest = wait_until_done(job_id)
-    return f"killed after {done} of {len(manifest['parts'])} parts; done {time.monotonic() - began:.0f} s after it was gone"
+    return f"killed after {done} of {len(manifest['parts'])} parts; done {time.monotonic() - began:.0f} s later"
 
 
 def down_and_up() -> str:

@@ -27,7 +27,24 @@ def app(settings):
 
 
 @pytest.fixture
-def heard(app, redis):
+def restart(broker):
+    """Kill the broker, and start it again; what needs it is torn down before it ends."""
+    started = []
+
+    def start_again():
+        broker.process.kill()
+        broker.process.wait()
+        time.sleep(HEARTBEATS_S)  # the worker fails to tell of these
+        started.append(subprocess.Popen(broker.process.args))
+
+    yield start_again
+    for process in started:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def heard(app, redis, restart):
     """All events from now on, by Celery's own receiver."""
     events = []
     with app.connection() as connection:
@@ -78,20 +95,14 @@ def test_with_events_off_nothing_is_told(spawn, broker, tiny, tmp_path, app, red
 
 
 def test_with_events_on_a_worker_outlives_its_broker_and_goes_on_telling(
-    spawn, broker, tiny, tmp_path, app, redis, heard
+    spawn, broker, tiny, tmp_path, app, redis, restart, heard
 ):
     worker = start(spawn, broker, tiny, tmp_path, task_events=True)
     ask(app, redis)
-    broker.process.kill()
-    broker.process.wait()
-    time.sleep(HEARTBEATS_S)  # the worker fails to tell of these
     before = len(heard)
-    with subprocess.Popen(broker.process.args) as again:
-        try:
-            wait_for(lambda: of(heard[before:], "worker-heartbeat", INTERACTIVE_WORKER), worker, worker.log)
-            ask(app, redis)
-            wait_for(lambda: of(heard[before:], "task-succeeded", INTERACTIVE_WORKER), worker, worker.log)
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(20) == 0
-        finally:
-            again.terminate()
+    restart()
+    wait_for(lambda: of(heard[before:], "worker-heartbeat", INTERACTIVE_WORKER), worker, worker.log)
+    ask(app, redis)
+    wait_for(lambda: of(heard[before:], "task-succeeded", INTERACTIVE_WORKER), worker, worker.log)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
