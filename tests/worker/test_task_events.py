@@ -44,7 +44,7 @@ def restart(broker):
 
 
 @pytest.fixture
-def heard(app, redis, restart):
+def heard(app, redis, restart):  # noqa: ARG001 - whatever broker there is outlives this
     """All events from now on, by Celery's own receiver."""
     events = []
     with app.connection() as connection:
