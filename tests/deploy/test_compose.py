@@ -100,7 +100,8 @@ def test_a_service_may_do_no_more_than_it_needs(name):
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert not {"privileged", "pid", "ipc", "user"} & set(service)
+    assert not {"privileged", "pid", "ipc"} & set(service)
+    assert service.get("user", "").partition(":")[0] not in {"0", "root"}
     assert not [volume for volume in service.get("volumes", []) if volume.startswith("/")]
 
 
