@@ -50,7 +50,8 @@ bench: $(INSTALLED) ## Reference against ours on the prompts of examples/
 images: ## Build the images of API and worker: $(IMAGES)-api:$(TAG), $(IMAGES)-worker:$(TAG)
 	for image in api worker; do \
 		docker build --file Dockerfile.$$image --tag $(IMAGES)-$$image:$(TAG) $(BUILD_OPTIONS) \
-			--build-arg REVISION=$$(git rev-parse HEAD) --build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) . || exit 1; \
+			--build-arg REVISION=$$(git describe --always --dirty --abbrev=40) \
+			--build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) . || exit 1; \
 	done
 
 lock: $(INSTALLED) ## Resolve requirements.lock anew

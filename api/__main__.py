@@ -28,7 +28,9 @@ def main() -> int:
     except SettingsError as exc:
         sys.exit(str(exc))
     if settings.api_keys is None and not is_loopback(settings.reachable_on):
-        logger.warning("no keys on %s: whoever reaches this port can use the encoder", settings.reachable_on)
+        logger.warning(
+            "reachable on %s without keys: whoever reaches this port can use the encoder", settings.reachable_on
+        )
     # uvicorn raises the signal that stopped it once more at the end; what `begin` set up makes that exit code 0.
     uvicorn.run(
         app,

@@ -95,8 +95,9 @@ class OriginCheck:
         name = _hostname(host)
         if self._hosts is not None and name not in self._hosts and not is_loopback(name):
             detail = (
-                f"Host: without keys, this server answers to localhost, 127.0.0.1 and [::1] only; got {shorten(host)}; "
-                "see LAYERSTACK_API_KEYS, LAYERSTACK_ALLOWED_HOSTS and LAYERSTACK_ALLOW_WITHOUT_KEYS"
+                f"Host: without keys, this server answers to localhost, 127.0.0.1, [::1] and the names of "
+                f"LAYERSTACK_ALLOWED_HOSTS only; got {shorten(host)}; see also LAYERSTACK_API_KEYS and "
+                "LAYERSTACK_ALLOW_WITHOUT_KEYS"
             )
             return Problem("host-not-allowed", detail, field="Host", value=shorten(host))
         if scope["method"] in _SAFE or not self._is_foreign(headers, host):

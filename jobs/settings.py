@@ -16,6 +16,7 @@ from jobs.records import MAX_CHUNK_TOKENS
 from jobs.storage import OBJECT_STORES
 
 _PREFIX = "LAYERSTACK_"
+_HOST = re.compile(r"[A-Za-z0-9_.-]+")
 _KEY = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
 
 
@@ -49,7 +50,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 """A list that a variable holds, with commas between."""
 
 DEMO_MODEL = "demo"
-"""A model of this name is the demo checkpoint, which a worker makes in the storage if it is not there."""
+"""A model of this name is the demo checkpoint, which a worker makes in its local folder if it is not there."""
 
 
 class Settings(BaseSettings):
@@ -130,6 +131,14 @@ class Settings(BaseSettings):
             raise ValueError("has no valid host and port; a password needs its special characters percent-encoded")
         return url
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _bare_names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            if not _HOST.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a host, without scheme and port")
+        return names
+
     @field_validator("model")
     @classmethod
     def _named(cls, model: str | None) -> str | None:
@@ -173,15 +182,33 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - values are wh
     Raises:
         SettingsError: a value is bad; the message names the variable and, unless it may hold a password, the value.
     """
-    folder = os.environ.get(f"{_PREFIX}SECRETS_DIR") or None
-    if folder is not None and not Path(folder).is_dir():
-        raise SettingsError(f"{_PREFIX}SECRETS_DIR={folder!r}: there is no such folder")
+    folder = os.environ.get(f"{_PREFIX}SECRETS_DIR")
     try:
-        return Settings(_secrets_dir=folder, **overrides)
+        return Settings(**({} if not folder else _read_files(Path(folder))) | overrides)
     except ValidationError as exc:
         raise SettingsError("; ".join(_describe(error) for error in exc.errors())) from None
-    except OSError as exc:
-        raise SettingsError(f"{_PREFIX}SECRETS_DIR={folder!r}: {exc.filename} cannot be read: {exc.strerror}") from exc
+
+
+def _read_files(folder: Path) -> dict[str, str]:
+    """Return the settings that files hold, without those that the environment sets.
+
+    pydantic-settings can read them, too; but of what cannot be read it only warns, or takes nothing of it.
+    """
+    if not folder.is_dir():
+        raise SettingsError(f"{_PREFIX}SECRETS_DIR={str(folder)!r}: there is no such folder")
+    found = {}
+    for name in Settings.model_fields:
+        path = folder / f"{_PREFIX}{name}".lower()
+        if os.environ.get(f"{_PREFIX}{name.upper()}") or not os.path.lexists(path):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+            raise SettingsError(f"{_PREFIX}SECRETS_DIR={str(folder)!r}: {path.name} cannot be read: {reason}") from exc
+        if text:  # as with variables, one that is empty is not set
+            found[name] = text
+    return found
 
 
 def _has_valid_port(url: str) -> bool:

@@ -109,6 +109,11 @@ def up(
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     if model is None:
         settings = settings.model_copy(update={"model": mounted_model(settings) or settings.model})
+    if settings.model is None and settings.model_mount is not None:
+        raise LocalStackError(
+            f"LAYERSTACK_MODEL_MOUNT={settings.model_mount!r} holds no model: mount one there, or name one with "
+            "LAYERSTACK_MODEL; 'demo' is the demo encoder, whose weights are random"
+        )
     stop = StopRequest()
     with LocalStack(settings, _say) as stack:
         _say(f"layerstack {layerstack.__version__} on {stack.url}, docs at {stack.url}/docs")

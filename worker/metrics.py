@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import make_wsgi_app, start_http_server
+from prometheus_client import make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -86,13 +89,15 @@ class MetricsServer:
         self._stop: Callable[[], None] = lambda: None
         if port is None:
             return
+        kind = _ServerV6 if ":" in host else _Server
         try:
-            server, thread = start_http_server(port, host, self._registry)
+            server = make_server(host, port, self._answer, kind, _SilentHandler)
         except OSError as exc:
             raise SettingsError(
                 f"LAYERSTACK_WORKER_METRICS_PORT={port}: {host}:{port} cannot be listened on ({exc.strerror})"
             ) from exc
-        server.set_app(self._answer)
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
 
         def stop() -> None:
             server.shutdown()
@@ -126,6 +131,19 @@ class MetricsServer:
         status = HTTPStatus.SERVICE_UNAVAILABLE if is_loading else HTTPStatus.OK
         start_response(f"{status} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
         return [b"the encoder is being loaded\n" if is_loading else b"ok\n"]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the standard library
+        """Log nothing."""
 
 
 class _Worker(Collector):

@@ -51,7 +51,7 @@ def check_ready() -> str:
 def check_predict(folder: Path) -> str:
     ended = subprocess.run([sys.executable, DRIVER, probe.URL, folder], check=False, capture_output=True, text=True)
     probe.check(ended.returncode == 0, ended.stdout + ended.stderr)
-    return ended.stdout.splitlines()[-1]
+    return "; ".join(ended.stdout.splitlines())
 
 
 def check_processes(name: str) -> str:

@@ -8,6 +8,7 @@ Takes the environment of `probe.py`, and works in the folder of the compose file
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -38,7 +39,11 @@ def wait_until_half_way(job_id: str) -> int:
 
 
 def wait_until_done(job_id: str) -> dict:
-    job = wait_for(lambda: job if (job := get(f"/jobs/{job_id}"))["status"] != "running" else None, f"job {job_id}")
+    def ended() -> dict | None:
+        job = get(f"/jobs/{job_id}")
+        return job if job["status"] in {"succeeded", "failed", "cancelled"} else None
+
+    job = wait_for(ended, f"job {job_id} to end")
     check(job["status"] == "succeeded", f"job {job_id}: {job['status']} {job.get('error')}")
     manifest = get(f"/jobs/{job_id}/results")
     check(manifest["rows"] == manifest["succeeded"] == len(JOB["prompts"]), f"rows: {manifest['succeeded']}")
@@ -112,7 +117,7 @@ def main() -> int:
     for each in (check_workers, killed_worker, down_and_up, stop_under_load):
         try:
             print(f"{each.__name__:16} {each()}", flush=True)
-        except (ProbeError, OSError) as exc:
+        except (ProbeError, OSError, subprocess.CalledProcessError) as exc:
             print(f"{each.__name__:16} FAILED: {exc}", flush=True)
             return 1
     return 0

@@ -32,9 +32,13 @@ WORKERS = int(os.environ.get("WORKERS", "1"))
 PROMPTS = ["a fox in the snow", "an old lighthouse keeper reads a map by candlelight"]
 JOB_PROMPTS, PART_ROWS = 600, 10
 PATIENCE_S = float(os.environ.get("PATIENCE_S", "120"))
-OURS = {"api": "python -m api", "worker": "python -m worker"}
-UID = "10001"  # of our images
-SERVICES = {*OURS, "broker", "replies"}
+COMMANDS = {
+    "api": "python -m api",
+    "worker": "python -m worker",
+    "broker": "valkey-server",
+    "replies": "valkey-server",
+}
+UIDS = {"api": "10001", "worker": "10001", "broker": "999", "replies": "999"}
 
 
 class ProbeError(Exception):
@@ -161,16 +165,16 @@ def check_processes() -> str:
         service, host = container["Config"]["Labels"]["com.docker.compose.service"], container["HostConfig"]
         check(host["ReadonlyRootfs"], f"{service}: its root file system can be written to")
         check("no-new-privileges:true" in host["SecurityOpt"], f"{service}: may gain privileges")
-        check(host["CapDrop"] == ["ALL"], f"{service}: keeps capabilities")
+        check(host["CapDrop"] == ["ALL"] and not host["CapAdd"], f"{service}: keeps capabilities")
         lines = docker("top", container["Id"], "-eo", "pid,uid,args").splitlines()[1:]
         processes = [line.split(maxsplit=2) for line in lines]
         users = {uid for _, uid, _ in processes}
         check("0" not in users, f"{service}: runs as root: {processes}")
-        if service in OURS:
-            check(users == {UID}, f"{service}: runs as {users}")
-            check(any(OURS[service] in args for _, _, args in processes), f"{service}: {processes}")
+        if service in COMMANDS:
+            check(users == {UIDS[service]}, f"{service}: runs as {users}")
+            check(any(COMMANDS[service] in args for _, _, args in processes), f"{service}: {processes}")
         seen.setdefault(service, set()).update(users)
-    check(seen.keys() >= SERVICES, f"services: {sorted(seen)}")
+    check(seen.keys() >= COMMANDS.keys(), f"services: {sorted(seen)}")
     return ", ".join(f"{service} as {'/'.join(sorted(users))}" for service, users in sorted(seen.items()))
 
 

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support import free_port
 
 PROBE = Path(__file__).with_name("probe.py")
@@ -31,8 +29,7 @@ def test_it_fails_where_there_is_none():
     assert ended.stdout.startswith("ready      FAILED: ")
 
 
-@pytest.mark.parametrize("number", ["2"])
-def test_it_fails_if_workers_are_missing(stack, number):
-    ended = probe(stack.url, WORKERS=number, PATIENCE_S="1")
+def test_it_fails_if_workers_are_missing(stack):
+    ended = probe(stack.url, WORKERS="2", PATIENCE_S="1")
     assert ended.returncode == 1
     assert "workers    FAILED: waited 1 s for /encoder to know of 2 workers" in ended.stdout

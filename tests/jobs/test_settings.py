@@ -73,12 +73,13 @@ def test_a_setting_may_lie_in_a_file_which_the_environment_wins_over(monkeypatch
     (tmp_path / "layerstack_broker_url").write_text("redis://:hunter2@host/0\n")
     (tmp_path / "layerstack_api_keys").write_text(f"ann:{'0' * 64}\n")
     (tmp_path / "layerstack_port").write_text("1234")
+    (tmp_path / "layerstack_reply_url").write_text("\n")  # is not set, either
     monkeypatch.setenv("LAYERSTACK_SECRETS_DIR", str(tmp_path))
     monkeypatch.setenv("LAYERSTACK_PORT", "4321")
     monkeypatch.setenv("LAYERSTACK_BROKER_URL", "")  # is not set
     settings = load_settings()
     assert settings.broker_url.get_secret_value() == "redis://:hunter2@host/0"
-    assert (settings.api_keys, settings.port) == ({"ann": "0" * 64}, 4321)
+    assert (settings.api_keys, settings.port, settings.reply_url) == ({"ann": "0" * 64}, 4321, None)
 
 
 def test_a_bad_value_in_a_file_is_told_like_one_of_a_variable(monkeypatch, tmp_path):
@@ -93,4 +94,30 @@ def test_a_folder_of_secrets_that_is_none_is_told(monkeypatch, tmp_path, name):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LAYERSTACK_SECRETS_DIR", str(tmp_path / name))
     with pytest.raises(SettingsError, match=f"LAYERSTACK_SECRETS_DIR='.*{name}': there is no such folder"):
+        load_settings()
+
+
+def broken(kind, path):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("nowhere")
+    else:
+        path.write_bytes(b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("folder", "Is a directory"), ("link", "No such file"), ("bytes", "it is no text")]
+)
+def test_a_file_that_cannot_be_read_is_told_and_never_left_out(monkeypatch, tmp_path, kind, reason):
+    broken(kind, tmp_path / "layerstack_api_keys")
+    monkeypatch.setenv("LAYERSTACK_SECRETS_DIR", str(tmp_path))
+    with pytest.raises(SettingsError, match=f"layerstack_api_keys cannot be read: {reason}"):
+        load_settings()
+
+
+@pytest.mark.parametrize("host", ["api:7860", "http://api", "[::1]", "*"])
+def test_hosts_are_named_without_scheme_and_port(monkeypatch, host):
+    monkeypatch.setenv("LAYERSTACK_ALLOWED_HOSTS", f"gateway,{host}")
+    with pytest.raises(SettingsError, match=r"LAYERSTACK_ALLOWED_HOSTS=.*is no name of a host"):
         load_settings()

@@ -287,3 +287,19 @@ def test_a_broker_that_cannot_start_ends_it_and_its_log_is_named(up, tmp_path):
     process = up("--port", free_port(), "--storage", tmp_path / "storage")
     assert process.wait(20) == 1
     assert f"the broker ended with exit code 1; {folder.parent}/broker.log says why" in process.log.read_text()
+
+
+def test_where_a_model_should_be_mounted_the_demo_encoder_takes_nobodys_place(up, tmp_path):
+    process = up("--port", free_port(), "--storage", tmp_path / "s", env={"LAYERSTACK_MODEL_MOUNT": str(tmp_path)})
+    assert process.wait(30) == 1
+    assert f"LAYERSTACK_MODEL_MOUNT='{tmp_path}' holds no model" in process.log.read_text()
+
+
+def test_a_mounted_model_is_served(up, tmp_path, tiny):
+    port = free_port()
+    mount = {"LAYERSTACK_MODEL_MOUNT": str(tiny), "LAYERSTACK_MODEL": "/nowhere"}
+    process = up("--port", port, "--storage", tmp_path / "s", env=mount)
+    wait_for(lambda: status_of(f"http://127.0.0.1:{port}/ready") == 200, process, process.log)
+    assert f"the model is {tiny}" in process.log.read_text()
+    process.terminate()
+    assert process.wait(20) == 0
