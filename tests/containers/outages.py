@@ -8,13 +8,12 @@ Takes the environment of `probe.py`, and works in the folder of the compose file
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from probe import PROMPTS, ProbeError, call, check, check_workers, docker, get, wait_for
+from probe import PROMPTS, call, check, check_workers, docker, get, run, wait_for
 
 JOB = {
     "prompts": [f"{PROMPTS[index % 2]}, number {index}" for index in range(6000)],
@@ -54,7 +53,7 @@ def up() -> None:
     docker("compose", "up", "--detach", "--no-build", "--wait")
 
 
-def killed_worker() -> str:
+def check_killed_worker() -> str:
     """A worker is killed under a job; `up` brings another, which goes on."""
     job_id = submit()
     done = wait_until_half_way(job_id)
@@ -65,7 +64,7 @@ def killed_worker() -> str:
     return f"killed after {done} of {len(manifest['parts'])} parts; done {time.monotonic() - began:.0f} s later"
 
 
-def down_and_up() -> str:
+def check_down_and_up() -> str:
     """Containers are removed under a job; volumes keep it, and the jobs that are done."""
     finished = get("/jobs")["jobs"][0]["id"]
     manifest = get(f"/jobs/{finished}/results")
@@ -78,7 +77,7 @@ def down_and_up() -> str:
     return f"down after {done} parts; both jobs are there and done"
 
 
-def stop_under_load() -> str:
+def check_stop_under_load() -> str:
     """`stop` ends everything in order while a job runs and clients ask."""
     job_id = submit()
     wait_until_half_way(job_id)
@@ -113,15 +112,5 @@ def stop_under_load() -> str:
     return f"stopped in {took:.1f} s, {len(codes)} containers with exit code 0; statuses of /predict meanwhile: {seen}"
 
 
-def main() -> int:
-    for each in (check_workers, killed_worker, down_and_up, stop_under_load):
-        try:
-            print(f"{each.__name__:16} {each()}", flush=True)
-        except (ProbeError, OSError, subprocess.CalledProcessError) as exc:
-            print(f"{each.__name__:16} FAILED: {exc}", flush=True)
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run([check_workers, check_killed_worker, check_down_and_up, check_stop_under_load]))

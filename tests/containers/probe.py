@@ -24,6 +24,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 URL = os.environ.get("LAYERSTACK_URL", "http://127.0.0.1:7860")
@@ -185,10 +186,8 @@ def check_password() -> str:
     return "broker and replies ask for one"
 
 
-def main() -> int:
-    checks = [check_ready, check_workers, check_predict, check_job]
-    if "--http-only" not in sys.argv[1:]:
-        checks += [check_processes, check_password]
+def run(checks: list[Callable[[], str]]) -> int:
+    """Print what each check says; returns the exit code, 1 after the first that fails."""
     for each in checks:
         name = each.__name__.removeprefix("check_")
         try:
@@ -197,6 +196,13 @@ def main() -> int:
             print(f"{name:10} FAILED: {exc}", flush=True)
             return 1
     return 0
+
+
+def main() -> int:
+    checks = [check_ready, check_workers, check_predict, check_job]
+    if "--http-only" not in sys.argv[1:]:
+        checks += [check_processes, check_password]
+    return run(checks)
 
 
 if __name__ == "__main__":
