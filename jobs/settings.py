@@ -184,7 +184,7 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - values are wh
     """
     folder = os.environ.get(f"{_PREFIX}SECRETS_DIR")
     try:
-        return Settings(**({} if not folder else _read_files(Path(folder))) | overrides)
+        return Settings(**(_read_files(Path(folder)) if folder else {}) | overrides)
     except ValidationError as exc:
         raise SettingsError("; ".join(_describe(error) for error in exc.errors())) from None
 

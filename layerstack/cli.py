@@ -27,7 +27,7 @@ from jobs.settings import DEMO_MODEL, ApiKeys, load_settings
 from jobs.tensors import save_tensors
 from layerstack.client import DEFAULT_URL, KEY_VARIABLE, Client
 from layerstack.errors import LayerstackError, LocalStackError, ServerError, ServerUnreachableError
-from layerstack.mounted import mounted_model
+from layerstack.mounted import model_to_serve
 
 app = typer.Typer(
     no_args_is_help=True, help="Prompts in, FLUX.2 text conditioning out.", pretty_exceptions_enable=False
@@ -107,18 +107,12 @@ def up(
         "attention": attention,
     }
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    if model is None:
-        settings = settings.model_copy(update={"model": mounted_model(settings) or settings.model})
-    if settings.model is None and settings.model_mount is not None:
-        raise LocalStackError(
-            f"LAYERSTACK_MODEL_MOUNT={settings.model_mount!r} holds no model: mount one there, or name one with "
-            "LAYERSTACK_MODEL; 'demo' is the demo encoder, whose weights are random"
-        )
+    settings = settings.model_copy(update={"model": model or model_to_serve(settings)})
     stop = StopRequest()
     with LocalStack(settings, _say) as stack:
         _say(f"layerstack {layerstack.__version__} on {stack.url}, docs at {stack.url}/docs")
-        _say(f"jobs are kept in {stack.storage}; the model is {settings.model or DEMO_MODEL}")
-        if settings.model in {None, DEMO_MODEL}:
+        _say(f"jobs are kept in {stack.storage}; the model is {settings.model}")
+        if settings.model == DEMO_MODEL:
             _say("no --model: this is the demo encoder, its weights are RANDOM, its embeddings mean nothing", "yellow")
         stack.run(stop)
         _say("stopping")

@@ -27,7 +27,7 @@ import httpx
 from filelock import FileLock, Timeout
 
 from jobs.loopback import check_exposure
-from jobs.settings import DEMO_MODEL, Settings
+from jobs.settings import Settings
 from layerstack.broker import broker_command, forget_workers
 from layerstack.errors import LocalStackError
 from layerstack.supervision import Restarts, describe_end
@@ -139,7 +139,7 @@ class LocalStack:
             "LAYERSTACK_LOCAL_DIR": str(self._folder),
             "LAYERSTACK_HOST": self._settings.host,
             "LAYERSTACK_PORT": str(self._settings.port),
-            "LAYERSTACK_MODEL": self._settings.model or DEMO_MODEL,
+            "LAYERSTACK_MODEL": self._settings.model or "",
             "LAYERSTACK_PRESET": self._settings.preset,
             # An empty variable is one that is not set.
             "LAYERSTACK_DEVICE": self._settings.device or "",

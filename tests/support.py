@@ -25,6 +25,11 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("LAYERSTACK_")}
 
 
+def setting_of(variable: str) -> str:
+    """The field of `Settings` that an environment variable sets, if there is one."""
+    return variable.removeprefix("LAYERSTACK_").lower()
+
+
 def layerstack_command() -> str:
     return str(Path(sys.executable).parent / "layerstack")
 

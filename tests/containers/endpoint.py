@@ -22,7 +22,7 @@ PORT = 7870
 DRIVER = Path(__file__).parents[2] / "examples" / "driver.py"
 
 
-def run(folder: Path, name: str, *options: str) -> None:
+def start(folder: Path, name: str, *options: str) -> None:
     hardened = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
     where = ("--publish", f"127.0.0.1:{PORT}:7860", "--volume", f"{folder}:/repository:ro")
     keys = ("--env", "LAYERSTACK_ALLOW_WITHOUT_KEYS=true")
@@ -55,10 +55,8 @@ def check_predict(folder: Path) -> str:
 
 
 def check_processes(name: str) -> str:
-    lines = probe.docker("top", name, "-eo", "pid,uid,args").splitlines()[1:]
-    users = {line.split(maxsplit=2)[1] for line in lines}
-    probe.check("0" not in users, f"runs as root: {lines}")
-    return f"{len(lines)}, as {'/'.join(sorted(users))}"
+    processes = probe.processes_of(name)
+    return f"{len(processes)}, as {'/'.join(sorted({uid for uid, _ in processes}))}"
 
 
 def check_stop(name: str) -> str:
@@ -74,18 +72,18 @@ def main() -> int:
     folder, name = Path(sys.argv[1]).resolve(), f"layerstack-endpoint-{uuid.uuid4().hex[:8]}"
     probe.URL = f"http://127.0.0.1:{PORT}"
     try:
-        run(folder, name, *sys.argv[2:])
-        print(f"ready      {check_ready()}")
-        print(f"processes  {check_processes(name)}")
-        print(f"predict    {check_predict(folder)}")
-        print(f"job        {probe.check_job()}")
-        print(f"stop       {check_stop(name)}")
-    except (probe.ProbeError, OSError, subprocess.CalledProcessError) as exc:
-        print(f"FAILED: {exc}")
-        return 1
+        start(folder, name, *sys.argv[2:])
+        return probe.run(
+            {
+                "ready": check_ready,
+                "processes": lambda: check_processes(name),
+                "predict": lambda: check_predict(folder),
+                "job": probe.check_job,
+                "stop": lambda: check_stop(name),
+            }
+        )
     finally:
         subprocess.run(["docker", "rm", "--force", "--volumes", name], check=False, capture_output=True)  # noqa: S607 - the caller's docker
-    return 0
 
 
 if __name__ == "__main__":

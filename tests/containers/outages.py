@@ -13,19 +13,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from probe import PROMPTS, call, check, check_workers, docker, get, run, wait_for
+from probe import PROMPTS, call, check, check_workers, docker, finished_job, get, run, submit_job, wait_for
 
-JOB = {
-    "prompts": [f"{PROMPTS[index % 2]}, number {index}" for index in range(6000)],
-    "options": {"chunk_rows": 10},
-}
+JOB_PROMPTS = 6000
 GRACE_S = 60  # the longest `stop_grace_period`
-
-
-def submit() -> str:
-    status, body = call("POST", "/jobs", JOB)
-    check(status == 202, f"/jobs: {status} {body[:300]!r}")
-    return json.loads(body)["id"]
 
 
 def wait_until_half_way(job_id: str) -> int:
@@ -37,30 +28,18 @@ def wait_until_half_way(job_id: str) -> int:
     return wait_for(lambda: number if (number := parts()) >= 20 else None, "20 parts")
 
 
-def wait_until_done(job_id: str) -> dict:
-    def ended() -> dict | None:
-        job = get(f"/jobs/{job_id}")
-        return job if job["status"] in {"succeeded", "failed", "cancelled"} else None
-
-    job = wait_for(ended, f"job {job_id} to end")
-    check(job["status"] == "succeeded", f"job {job_id}: {job['status']} {job.get('error')}")
-    manifest = get(f"/jobs/{job_id}/results")
-    check(manifest["rows"] == manifest["succeeded"] == len(JOB["prompts"]), f"rows: {manifest['succeeded']}")
-    return manifest
-
-
 def up() -> None:
     docker("compose", "up", "--detach", "--no-build", "--wait")
 
 
 def check_killed_worker() -> str:
     """A worker is killed under a job; `up` brings another, which goes on."""
-    job_id = submit()
+    job_id = submit_job(JOB_PROMPTS)
     done = wait_until_half_way(job_id)
     docker("compose", "kill", "--signal", "SIGKILL", "worker")
     began = time.monotonic()
     up()
-    manifest = wait_until_done(job_id)
+    manifest = finished_job(job_id, JOB_PROMPTS)
     return f"killed after {done} of {len(manifest['parts'])} parts; done {time.monotonic() - began:.0f} s later"
 
 
@@ -68,18 +47,18 @@ def check_down_and_up() -> str:
     """Containers are removed under a job; volumes keep it, and the jobs that are done."""
     finished = get("/jobs")["jobs"][0]["id"]
     manifest = get(f"/jobs/{finished}/results")
-    job_id = submit()
+    job_id = submit_job(JOB_PROMPTS)
     done = wait_until_half_way(job_id)
     docker("compose", "down")
     up()
     check(get(f"/jobs/{finished}/results") == manifest, "the manifest of the job that was done is another one")
-    wait_until_done(job_id)
+    finished_job(job_id, JOB_PROMPTS)
     return f"down after {done} parts; both jobs are there and done"
 
 
 def check_stop_under_load() -> str:
     """`stop` ends everything in order while a job runs and clients ask."""
-    job_id = submit()
+    job_id = submit_job(JOB_PROMPTS)
     wait_until_half_way(job_id)
     statuses: list[int] = []
     stopped = threading.Event()
@@ -107,10 +86,16 @@ def check_stop_under_load() -> str:
     check(set(codes.values()) == {0}, f"exit codes: {codes}")
     check(took < GRACE_S, f"it took {took:.0f} s to stop")
     up()
-    wait_until_done(job_id)
+    finished_job(job_id, JOB_PROMPTS)
     seen = {status: statuses.count(status) for status in sorted(set(statuses))}
     return f"stopped in {took:.1f} s, {len(codes)} containers with exit code 0; statuses of /predict meanwhile: {seen}"
 
 
 if __name__ == "__main__":
-    sys.exit(run([check_workers, check_killed_worker, check_down_and_up, check_stop_under_load]))
+    checks = {
+        "workers": check_workers,
+        "kill": check_killed_worker,
+        "down": check_down_and_up,
+        "stop": check_stop_under_load,
+    }
+    sys.exit(run(checks))

@@ -109,17 +109,9 @@ def _flat(nested: list[Any]) -> list[float]:
 
 def check_job() -> str:
     """Have a job done, and download and check every part of it."""
-    prompts = [f"{PROMPTS[index % 2]}, number {index}" for index in range(JOB_PROMPTS)]
     before = written_parts() if WORKERS > 1 else {}
-    status, body = call("POST", "/jobs", {"prompts": prompts, "options": {"chunk_rows": PART_ROWS}})
-    check(status == 202, f"/jobs: {status} {body[:300]!r}")
-    job_id = json.loads(body)["id"]
-    job = wait_for(
-        lambda: job if (job := get(f"/jobs/{job_id}"))["status"] in {"succeeded", "failed"} else None, f"job {job_id}"
-    )
-    check(job["status"] == "succeeded", f"job {job_id}: {job['status']} {job.get('error')}")
-    manifest = get(f"/jobs/{job_id}/results")
-    check(manifest["rows"] == manifest["succeeded"] == JOB_PROMPTS, f"job {job_id}: {manifest['succeeded']} rows")
+    job_id = submit_job(JOB_PROMPTS)
+    manifest = finished_job(job_id, JOB_PROMPTS)
     for part in manifest["parts"]:
         _, content = call("GET", f"/jobs/{job_id}/parts/{part['index']}")
         check(content[:4] == content[-4:] == b"PAR1", f"part {part['index']} is no Parquet file")
@@ -130,6 +122,28 @@ def check_job() -> str:
         shares = f", by worker {sorted(added.values())}"
     check(call("DELETE", f"/jobs/{job_id}")[0] == 204, f"job {job_id} cannot be deleted")
     return f"{manifest['rows']} rows in {len(manifest['parts'])} parts, {manifest['bytes']} bytes{shares}"
+
+
+def submit_job(num_prompts: int) -> str:
+    """Return the id of a new job."""
+    prompts = [f"{PROMPTS[index % 2]}, number {index}" for index in range(num_prompts)]
+    status, body = call("POST", "/jobs", {"prompts": prompts, "options": {"chunk_rows": PART_ROWS}})
+    check(status == 202, f"/jobs: {status} {body[:300]!r}")
+    return json.loads(body)["id"]
+
+
+def finished_job(job_id: str, num_prompts: int) -> dict[str, Any]:
+    """Wait until a job has ended, and return its manifest."""
+
+    def ended() -> dict[str, Any] | None:
+        job = get(f"/jobs/{job_id}")
+        return job if job["status"] in {"succeeded", "failed", "cancelled"} else None
+
+    job = wait_for(ended, f"job {job_id} to end")
+    check(job["status"] == "succeeded", f"job {job_id}: {job['status']} {job.get('error')}")
+    manifest = get(f"/jobs/{job_id}/results")
+    check(manifest["rows"] == manifest["succeeded"] == num_prompts, f"job {job_id}: {manifest['succeeded']} rows")
+    return manifest
 
 
 def _all_grew(before: dict[str, float], now: dict[str, float]) -> dict[str, int] | None:
@@ -167,16 +181,22 @@ def check_processes() -> str:
         check(host["ReadonlyRootfs"], f"{service}: its root file system can be written to")
         check("no-new-privileges:true" in host["SecurityOpt"], f"{service}: may gain privileges")
         check(host["CapDrop"] == ["ALL"] and not host["CapAdd"], f"{service}: keeps capabilities")
-        lines = docker("top", container["Id"], "-eo", "pid,uid,args").splitlines()[1:]
-        processes = [line.split(maxsplit=2) for line in lines]
-        users = {uid for _, uid, _ in processes}
-        check("0" not in users, f"{service}: runs as root: {processes}")
+        processes = processes_of(container["Id"])
+        users = {uid for uid, _ in processes}
         if service in COMMANDS:
             check(users == {UIDS[service]}, f"{service}: runs as {users}")
-            check(any(COMMANDS[service] in args for _, _, args in processes), f"{service}: {processes}")
+            check(any(COMMANDS[service] in args for _, args in processes), f"{service}: {processes}")
         seen.setdefault(service, set()).update(users)
     check(seen.keys() >= COMMANDS.keys(), f"services: {sorted(seen)}")
     return ", ".join(f"{service} as {'/'.join(sorted(users))}" for service, users in sorted(seen.items()))
+
+
+def processes_of(container: str) -> list[tuple[str, str]]:
+    """Return user and command line of each process in a container, none of which may be root's."""
+    lines = docker("top", container, "-eo", "pid,uid,args").splitlines()[1:]
+    processes = [(uid, args) for _, uid, args in (line.split(maxsplit=2) for line in lines)]
+    check("0" not in {uid for uid, _ in processes}, f"{container}: runs as root: {processes}")
+    return processes
 
 
 def check_password() -> str:
@@ -186,10 +206,9 @@ def check_password() -> str:
     return "broker and replies ask for one"
 
 
-def run(checks: list[Callable[[], str]]) -> int:
+def run(checks: dict[str, Callable[[], str]]) -> int:
     """Print what each check says; returns the exit code, 1 after the first that fails."""
-    for each in checks:
-        name = each.__name__.removeprefix("check_")
+    for name, each in checks.items():
         try:
             print(f"{name:10} {each()}", flush=True)
         except (ProbeError, OSError, subprocess.CalledProcessError) as exc:
@@ -199,9 +218,9 @@ def run(checks: list[Callable[[], str]]) -> int:
 
 
 def main() -> int:
-    checks = [check_ready, check_workers, check_predict, check_job]
+    checks = {"ready": check_ready, "workers": check_workers, "predict": check_predict, "job": check_job}
     if "--http-only" not in sys.argv[1:]:
-        checks += [check_processes, check_password]
+        checks |= {"processes": check_processes, "password": check_password}
     return run(checks)
 
 

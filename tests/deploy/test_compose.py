@@ -8,6 +8,7 @@ import yaml
 
 from jobs.loopback import check_exposure
 from jobs.settings import Settings, load_settings
+from tests.support import setting_of
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("docker-compose*.yml"))
@@ -65,17 +66,15 @@ def test_every_variable_has_a_default_and_is_in_the_example():
 
 def test_the_example_offers_only_what_there_is():
     ours = {name for name in OFFERED if name.startswith("LAYERSTACK_")}
-    assert {name.removeprefix("LAYERSTACK_").lower() for name in ours - COMPOSE_ONLY} <= set(Settings.model_fields)
+    assert {setting_of(name) for name in ours - COMPOSE_ONLY} <= set(Settings.model_fields)
     assert set(ASKED) >= COMPOSE_ONLY
 
 
 def test_the_example_shows_the_defaults():
     others = {"LAYERSTACK_MODEL", "LAYERSTACK_STORAGE", "LAYERSTACK_TASK_EVENTS"}  # what one would change them to
     for name in ASKED.keys() - others:
-        setting = name.removeprefix("LAYERSTACK_").lower()
-        default = (
-            ASKED[name] or Settings.model_fields[setting].default if setting in Settings.model_fields else ASKED[name]
-        )
+        field = Settings.model_fields.get(setting_of(name))
+        default = ASKED[name] or (field.default if field else "")
         assert OFFERED[name] == str(default or "").removeprefix("none"), name
 
 
@@ -92,7 +91,7 @@ def test_every_environment_of_ours_holds_settings_only():
     for name in ("api", "worker"):
         for variable in SERVICES[name]["environment"].keys() - COMPOSE_ONLY:
             if variable.startswith("LAYERSTACK_"):
-                assert variable.removeprefix("LAYERSTACK_").lower() in Settings.model_fields
+                assert setting_of(variable) in Settings.model_fields
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 from jobs.settings import Settings, load_settings
-from tests.support import free_port
+from tests.support import free_port, setting_of
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def test_an_image_is_of_this_version(name):
 @pytest.mark.parametrize("name", TEXT)
 def test_what_an_image_sets_are_settings(name, monkeypatch):
     ours = {variable: value for variable, value in environment(name).items() if variable.startswith("LAYERSTACK_")}
-    assert {variable.removeprefix("LAYERSTACK_").lower() for variable in ours} <= set(Settings.model_fields)
+    assert {setting_of(variable) for variable in ours} <= set(Settings.model_fields)
     for variable, value in ours.items():
         monkeypatch.setenv(variable, value)
     settings = load_settings()
@@ -76,10 +76,14 @@ def test_of_the_repository_only_the_packages_reach_an_image():
     assert let_in > set(packages)
 
 
+def requirements(*extras):
+    command = [sys.executable, ROOT / "deploy" / "requirements.py", *extras]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
 @pytest.mark.parametrize("extras", [["api"], ["api", "tracing", "worker"]])
 def test_requirements_are_those_of_the_project_and_of_the_extras(extras):
-    command = [sys.executable, ROOT / "deploy" / "requirements.py", *extras]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    printed = requirements(*extras)
     lists = [PROJECT["project"]["dependencies"]]
     lists += [PROJECT["project"]["optional-dependencies"][extra] for extra in extras]
     assert set(printed) == {requirement for each in lists for requirement in each}
@@ -87,8 +91,7 @@ def test_requirements_are_those_of_the_project_and_of_the_extras(extras):
 
 
 def test_without_the_worker_nothing_needs_torch():
-    command = [sys.executable, ROOT / "deploy" / "requirements.py", "api", "tracing"]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    printed = "\n".join(requirements("api", "tracing"))
     assert "torch" not in printed
     assert "transformers" not in printed
 

@@ -21,7 +21,7 @@ from jobs.loopback import check_exposure
 from jobs.queue import BULK
 from jobs.settings import Settings, load_settings
 from layerstack.broker import broker_command
-from tests.support import can_connect, wait_for
+from tests.support import can_connect, setting_of, wait_for
 from worker.reconciler import _SMALLEST_WINDOW
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +111,7 @@ def test_everything_that_is_called_a_setting_is_one():
     }
     # The command line's own; and what Kubernetes would make up.
     others = {"LAYERSTACK_API_KEY", "LAYERSTACK_API_PORT"}
-    assert {name.removeprefix("LAYERSTACK_").lower() for name in names - others} <= set(Settings.model_fields)
+    assert {setting_of(name) for name in names - others} <= set(Settings.model_fields)
 
 
 SECRETS = {
