@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +18,9 @@ from jobs.files import remove_unfinished, sha256_of, sync_folder, written_whole
 from jobs.layout import JobNames
 from jobs.records import EncoderInfo, JobView, Manifest, PartSummary
 from jobs.tensors import Array, load_tensors
-from layerstack.errors import AnswerLostError, ApiKeyError, DownloadError, ServerError, ServerUnreachableError
+from layerstack.address import LOOPBACK, authorization, server_url
+from layerstack.errors import AnswerLostError, DownloadError, ServerError, ServerUnreachableError
 
-DEFAULT_URL = "http://127.0.0.1:7860"
-KEY_VARIABLE = "LAYERSTACK_API_KEY"
 _NOTHING_SENT = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -67,13 +64,12 @@ class Client:
         ApiKeyError: the key has characters that no key has.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 130.0) -> None:
-        self.url = url.rstrip("/")
-        key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
+    def __init__(self, url: str | None = None, *, api_key: str | None = None, timeout_s: float = 130.0) -> None:
+        self.url = server_url(url)
         # A proxy that the environment names cannot reach a server on this machine.
-        is_local = httpx.URL(self.url).host in {"localhost", "127.0.0.1", "::1"}
+        is_local = httpx.URL(self.url).host in LOOPBACK
         self._http = httpx.Client(
-            base_url=self.url, headers=_authorization(key.strip()), timeout=timeout_s, trust_env=not is_local
+            base_url=self.url, headers=authorization(api_key), timeout=timeout_s, trust_env=not is_local
         )
         # For an answer that comes only once all that was sent has been stored, however long that takes.
         self._patient = httpx.Timeout(timeout_s, read=None)
@@ -223,12 +219,6 @@ class Client:
 
     def _unreachable(self, exc: httpx.TransportError) -> ServerUnreachableError:
         return ServerUnreachableError(f"no answer from {self.url} ({exc or type(exc).__name__})")
-
-
-def _authorization(key: str) -> dict[str, str]:
-    if not re.fullmatch(r"[\x21-\x7e]*", key):  # httpx would show it in its error
-        raise ApiKeyError(f"the key ({KEY_VARIABLE}) has characters other than ASCII letters, digits and signs")
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _make_ready(target: JobNames, manifest: Manifest) -> None:

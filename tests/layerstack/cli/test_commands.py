@@ -6,23 +6,7 @@ from safetensors.numpy import load_file
 
 import layerstack
 from jobs.settings import load_settings
-from layerstack import cli
 from tests.support import wait_for
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, stack):
-    """Run a command against the stack; returns exit code, standard output and standard error."""
-
-    def call(*words, url=stack.url):
-        monkeypatch.setenv("LAYERSTACK_URL", url)
-        monkeypatch.setattr("sys.argv", ["layerstack", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
 
 
 def test_predict_shows_shapes_and_writes_safetensors(run, tmp_path):
@@ -54,7 +38,7 @@ def test_a_job_is_submitted_shown_listed_and_fetched(run, tmp_path):
 
 def test_without_a_server_it_says_what_to_do(run):
     code, out, err = run("jobs", "list", url="http://127.0.0.1:9")
-    assert (code, out) == (1, "")
+    assert (code, out) == (3, "")
     assert "http://127.0.0.1:9" in err
     assert "layerstack up" in err
 

@@ -1,0 +1,39 @@
+"""`layerstack predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.tensors import save_tensors
+from layerstack.cli.console import AsJson, Url, print_fields, print_json
+from layerstack.client import Client
+
+
+def predict(
+    prompts: Annotated[list[str], typer.Argument(help="One prompt or a few, each in quotes.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write a .safetensors file.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Encode a few prompts at once."""
+    with Client(url) as client:
+        answer = client.predict(prompts)
+    summary: dict[str, Any] = {
+        "prompt_embeds": list(answer.prompt_embeds.shape),
+        "text_ids": list(answer.text_ids.shape),
+        "dtype": answer.prompt_embeds.dtype.name,
+        "num_tokens": answer.num_tokens,
+        "truncated": answer.truncated,
+        "fingerprint": answer.fingerprint,
+    }
+    if output is not None:
+        tensors = {"prompt_embeds": answer.prompt_embeds, "text_ids": answer.text_ids}
+        output.write_bytes(save_tensors(tensors, {"fingerprint": answer.fingerprint}))
+        summary["output"] = str(output)
+    if as_json:
+        print_json(summary)
+    else:
+        print_fields(summary)
