@@ -136,8 +136,12 @@ def _rest(prediction: Prediction, tensors: Sequence[RowTensor], time_ms: float) 
 
 
 def _write_safetensors(prediction: Prediction, tensors: Sequence[RowTensor], pieces: Pieces) -> None:
-    """Write the file with the widest values first, so that each tensor lies at a multiple of their width."""
-    endings = [""] if tensors[0].stacked else [f".{position}" for position in range(len(tensors))]
+    """Write the file with the widest values first, so that each tensor lies at a multiple of their width.
+
+    Without padding it has the pad row, so that whoever reads it can put dense rows together.
+    """
+    stacked, pad_row = tensors[0].stacked, tensors[0].prompts[0].constants.pad_block
+    endings = [""] if stacked else [f".{position}" for position in range(len(tensors))]
     ids = [tensor.text_ids for tensor in tensors]
     num_tokens, truncated = prediction.num_tokens.astype(np.int32), prediction.truncated.astype(np.bool_)
     pieces.write(
@@ -148,8 +152,13 @@ def _write_safetensors(prediction: Prediction, tensors: Sequence[RowTensor], pie
                 (f"prompt_embeds{ending}", each.dtype, each.shape)
                 for ending, each in zip(endings, tensors, strict=True)
             ]
+            + ([] if stacked else [("pad_row", tensors[0].dtype, [tensors[0].shape[-1]])])
             + [("truncated", truncated.dtype.name, truncated.shape)],
-            {"fingerprint": prediction.fingerprint},
+            {
+                "fingerprint": prediction.fingerprint,
+                "max_length": str(prediction.max_length),
+                "num_prefix_tokens": str(len(prediction.constants.prefix_rows)),
+            },
         )
     )
     for array in (*ids, num_tokens):
@@ -157,4 +166,6 @@ def _write_safetensors(prediction: Prediction, tensors: Sequence[RowTensor], pie
     for tensor in tensors:
         for run in tensor.runs():
             pieces.write(run)
+    if not stacked:
+        pieces.write(pad_row.first(1))
     pieces.write(raw(truncated))

@@ -20,10 +20,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import layerstack
-from jobs.records import JobStatus
 from layerstack.errors import ServerError, ServerUnreachableError
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -72,7 +70,7 @@ def local_stack() -> Iterator[str]:
 
 def wait_until_ready(url: str, stack: subprocess.Popen[bytes]) -> None:
     """Return once a worker has loaded the encoder."""
-    with console.status("waiting for the encoder"), layerstack.Client(url) as client:
+    with console.status("waiting for the encoder"), layerstack.Client(url, retry_s=0) as client:
         while stack.poll() is None:
             try:
                 encoder = client.encoder()
@@ -88,22 +86,9 @@ def use(client: layerstack.Client) -> str:
     """Ask for two prompts at once, then run a job; returns its id."""
     answer = client.predict(["hello world", "hello world"])
     console.print(f"/predict: prompt_embeds {answer.prompt_embeds.shape}, text_ids {answer.text_ids.shape}")
-    job = client.submit(PROMPTS)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("job {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(job.id, total=job.num_prompts)
-        while job.status in {JobStatus.QUEUED, JobStatus.RUNNING}:
-            time.sleep(0.2)
-            job = client.job(job.id)
-            progress.update(task, completed=job.num_done)
-    if job.status is not JobStatus.SUCCEEDED:
-        raise SystemExit(f"the job ended {job.status}: {job.error}")
+    job = client.jobs.submit(PROMPTS)
+    job.wait(progress=True)
+    console.print(f"job {job.id}: {job.view.num_succeeded} prompts in {job.view.num_parts} parts")
     return job.id
 
 

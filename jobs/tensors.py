@@ -99,7 +99,9 @@ def safetensors_header(
     return len(text).to_bytes(8, "little") + text
 
 
-def dense_rows(own_rows: Array, *, prefix_rows: Array, pad_row: Array, max_length: int) -> Array:
+def dense_rows(
+    own_rows: Array, *, prefix_rows: Array, pad_row: Array, max_length: int, out: Array | None = None
+) -> Array:
     """Put pad, prefix and own rows of one prompt together.
 
     Args:
@@ -107,11 +109,12 @@ def dense_rows(own_rows: Array, *, prefix_rows: Array, pad_row: Array, max_lengt
         prefix_rows: `[P, D]`.
         pad_row: `[D]`.
         max_length: rows in the result.
+        out: what to write to and return, if it is there already.
 
     Returns:
         `[max_length, D]` in the dtype of `own_rows`.
     """
-    rows = np.empty((max_length, own_rows.shape[1]), dtype=own_rows.dtype)
+    rows = np.empty((max_length, own_rows.shape[1]), dtype=own_rows.dtype) if out is None else out
     start = max_length - len(own_rows)
     rows[: start - len(prefix_rows)] = pad_row
     rows[start - len(prefix_rows) : start] = prefix_rows

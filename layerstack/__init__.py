@@ -2,9 +2,11 @@
 
 from importlib.metadata import version
 
-from layerstack.client import Client, Embeddings
+from layerstack.asyncclient import AsyncClient
+from layerstack.client import Client
+from layerstack.embeddings import Embeddings
 from layerstack.errors import LayerstackError
 from layerstack.reader import PromptEmbeddings, read
 
 __version__ = version("layerstack")
-__all__ = ["Client", "Embeddings", "LayerstackError", "PromptEmbeddings", "__version__", "read"]
+__all__ = ["AsyncClient", "Client", "Embeddings", "LayerstackError", "PromptEmbeddings", "__version__", "read"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from jobs.storage import Storage, open_storage
 from jobs.store import JobStore
 from layerstack.broker import broker_command
 from tests.forwards import Forwards
-from tests.support import Stack, can_connect, clean_environment, free_port, local_stack, status_of, wait_for
+from tests.support import KEY, Stack, can_connect, clean_environment, free_port, local_stack, status_of, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -189,3 +190,14 @@ def spawn(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
         process.kill()
         process.wait()
         log.close()
+
+
+@pytest.fixture
+def keyed_url(spawn, broker, tmp_path):
+    """A server without a worker that asks for `KEY`."""
+    port = free_port()
+    entry = f"ann:{hashlib.sha256(KEY.encode()).hexdigest()}"
+    process = spawn("api", port=port, broker_url=broker.url, storage=tmp_path / "storage", api_keys=entry)
+    url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: status_of(f"{url}/health") == 200, process, process.log)
+    return url

@@ -18,6 +18,8 @@ import httpx
 import pytest
 
 START_S = 60.0
+KEY = "ls_of-ann"
+"""The key of `keyed_url`."""
 
 
 def clean_environment() -> dict[str, str]:

@@ -7,8 +7,6 @@ import torch
 from diffusers import Flux2Pipeline
 
 import layerstack
-from jobs.records import JobStatus
-from tests.support import wait_for
 
 PROMPTS = Path(__file__).parent.parent / "examples" / "prompts.txt"
 
@@ -16,10 +14,10 @@ PROMPTS = Path(__file__).parent.parent / "examples" / "prompts.txt"
 def test_a_prompt_file_comes_back_as_the_rows_of_diffusers(stack, reference, tmp_path):
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
     with layerstack.Client(stack.url) as client:
-        job = client.submit(PROMPTS, {"chunk_rows": 10})
-        assert (job.num_prompts, job.num_parts) == (len(prompts), 4)
-        wait_for(lambda: client.job(job.id).status == JobStatus.SUCCEEDED)
-        client.fetch(job.id, tmp_path)
+        job = client.jobs.submit(PROMPTS, {"chunk_rows": 10})
+        assert (job.view.num_prompts, job.view.num_parts) == (len(prompts), 4)
+        job.wait(timeout_s=120)
+        job.download(tmp_path)
     rows = layerstack.read(tmp_path)
     assert [row["index"] for row in rows] == list(range(len(prompts)))
     assert [row["prompt"] for row in rows] == prompts

@@ -144,9 +144,12 @@ def test_safetensors_tell_the_rest(tmp_path, padding):
     path = tmp_path / "answer.safetensors"
     path.write_bytes(rendered(given.prediction, Format.SAFETENSORS, padding=padding))
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"fingerprint": "0123456789abcdef"}
+        told = {"fingerprint": "0123456789abcdef", "max_length": str(MAX_LENGTH), "num_prefix_tokens": "5"}
+        assert file.metadata() == told
         assert_same(file.get_tensor("num_tokens"), torch.tensor([6, 17, MAX_LENGTH], dtype=torch.int32))
         assert file.get_tensor("truncated").tolist() == [False, False, True]
+        if padding is Padding.NONE:
+            assert_same(file.get_tensor("pad_row"), torch.from_numpy(given.prediction.constants.pad_row))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -116,14 +116,14 @@ def test_a_job_goes_on_when_it_is_started_again(up, tmp_path, tiny):
     first = up(*words)
     wait_for(lambda: status_of(f"{url}/ready") == 200, first, first.log)
     with layerstack.Client(url) as client:
-        job = client.submit([f"prompt {n}" for n in range(150)], {"chunk_rows": 50})
-        wait_for(lambda: client.job(job.id).num_parts_done > 0, first, first.log)
+        job = client.jobs.submit([f"prompt {n}" for n in range(150)], {"chunk_rows": 50})
+        wait_for(lambda: job.refresh().num_parts_done > 0, first, first.log)
         first.send_signal(signal.SIGINT)
         assert first.wait(10) == 0
         second = up(*words)
         wait_for(lambda: status_of(f"{url}/ready") == 200, second, second.log)
-        wait_for(lambda: client.job(job.id).status == JobStatus.SUCCEEDED, second, second.log)
-        assert client.fetch(job.id, tmp_path / "got").rows == 150
+        wait_for(lambda: job.refresh().status == JobStatus.SUCCEEDED, second, second.log)
+        assert job.download(tmp_path / "got").rows == 150
 
 
 def test_without_a_model_it_makes_the_demo_checkpoint_and_says_that_its_weights_are_random(up, tmp_path):
