@@ -13,10 +13,20 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 from layerstack.address import URL_VARIABLE
+from layerstack.client import Client
 
 out = Console()
 err = Console(stderr=True, highlight=False)
@@ -93,4 +103,24 @@ def progress(unit: str) -> Progress:
         TimeRemainingColumn(),
         console=err,
         transient=True,
+        disable=not err.is_terminal,
     )
+
+
+def byte_progress() -> Progress:
+    """Return a bar with bytes, their rate and the time left, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+def connect(url: str | None) -> Client:
+    """Return a client that says so when it waits for a server that is busy."""
+    return Client(url, on_retry=lambda exc, wait_s: say(f"{exc}; trying again in {wait_s:.0f} s", "yellow"))

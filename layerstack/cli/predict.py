@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.tensors import save_tensors
-from layerstack.cli.console import AsJson, Url, print_fields, print_json
-from layerstack.client import Client
+from layerstack.cli.console import AsJson, Url, connect, print_fields, print_json
 
 
 def predict(
@@ -19,7 +18,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Encode a few prompts at once."""
-    with Client(url) as client:
+    with connect(url) as client:
         answer = client.predict(prompts)
     summary: dict[str, Any] = {
         "prompt_embeds": list(answer.prompt_embeds.shape),

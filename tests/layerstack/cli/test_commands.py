@@ -1,12 +1,15 @@
 import hashlib
+import io
 import json
+import signal
+import subprocess
 
 import pytest
 from safetensors.numpy import load_file
 
 import layerstack
 from jobs.settings import load_settings
-from tests.support import wait_for
+from tests.support import layerstack_command
 
 
 def test_predict_shows_shapes_and_writes_safetensors(run, tmp_path):
@@ -20,20 +23,103 @@ def test_predict_shows_shapes_and_writes_safetensors(run, tmp_path):
     }
 
 
-def test_a_job_is_submitted_shown_listed_and_fetched(run, tmp_path):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a fox\na hen\n")
-    code, out, err = run("jobs", "submit", prompts, "--layout", "dense")
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a fox\na hen\n")
+    return path
+
+
+def test_a_job_is_submitted_watched_shown_listed_and_fetched(run, tmp_path, prompts):
+    code, out, err = run("jobs", "submit", prompts, "--layout", "dense", "--metadata", "set=birds")
     job_id = out.strip()
     assert (code, len(job_id)) == (0, 26)
-    assert "2 prompts in 1 parts" in err
-    wait_for(lambda: json.loads(run("jobs", "show", job_id, "--json")[1])["status"] == "succeeded")
-    assert "2 of 2 prompts" in run("jobs", "show", job_id)[1]
+    assert f"2 prompts in 1 parts; next: `layerstack jobs watch {job_id}`" in err
+    code, _, err = run("jobs", "watch", job_id)
+    assert code == 0
+    assert "succeeded: 2 of 2 prompts, 1 of 1 parts" in err
+    assert f"next: `layerstack jobs fetch {job_id} -o FOLDER`" in err
+    shown = run("jobs", "show", job_id)[1]
+    for text in (job_id, "succeeded", "2 of 2 (100 %)", "1 of 1", "0 failed, 0 truncated", "dense, float32", "birds"):
+        assert text in shown
     assert job_id in run("jobs", "list")[1]
     assert json.loads(run("jobs", "list", "--limit", "1", "--json")[1])[0]["id"] == job_id
-    code, out, _ = run("jobs", "fetch", job_id, "-o", tmp_path / "got")
-    assert code == 0
+    code, out, err = run("jobs", "fetch", job_id, "-o", tmp_path / "got")
+    assert (code, out.strip()) == (0, str(tmp_path / "got"))
+    assert "2 rows in 1 parts, 0 of them failed" in err
     assert len(layerstack.read(tmp_path / "got")) == 2
+
+
+def test_the_newest_job_is_meant_where_none_is_named(run, tmp_path, prompts, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job_id = json.loads(run("jobs", "submit", prompts, "--json")[1])["id"]
+    assert run("jobs", "watch")[0] == 0
+    assert json.loads(run("jobs", "show", "--json")[1])["id"] == job_id
+    assert json.loads(run("jobs", "fetch", "--json")[1])["folder"] == job_id
+    assert len(layerstack.read(job_id)) == 2
+
+
+def test_submitting_may_watch_until_the_end(run, prompts):
+    code, out, err = run("jobs", "submit", prompts, "--watch")
+    assert (code, len(out.strip())) == (0, 26)
+    assert "succeeded: 2 of 2 prompts" in err
+
+
+def test_lines_of_standard_input_are_prompts_too(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a fox\r\n\na hen"))
+    assert json.loads(run("jobs", "submit", "-", "--json")[1])["num_prompts"] == 3
+
+
+def test_watching_as_json_prints_an_event_a_line(run, prompts):
+    job_id = run("jobs", "submit", prompts)[1].strip()
+    code, out, _ = run("jobs", "watch", job_id, "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert (code, events[-1]["event"], events[-1]["data"]["status"]) == (0, "end", "succeeded")
+    assert [event["data"]["index"] for event in events if event["event"] == "part"] == [0]
+
+
+def test_a_job_is_cancelled_retried_and_deleted(run, tmp_path):
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"prompt number {n}\n" for n in range(3000)))
+    job_id = run("jobs", "submit", path, "--chunk-rows", 100)[1].strip()
+    assert run("jobs", "cancel", job_id)[1].strip() in {"cancelling", "cancelled"}
+    code, _, err = run("jobs", "watch", job_id)
+    assert code == 4
+    assert f"job {job_id} is cancelled" in err
+    assert f"`layerstack jobs retry {job_id}` does the rest" in err
+    assert [job["id"] for job in json.loads(run("jobs", "list", "--status", "cancelled", "--json")[1])] == [job_id]
+    assert json.loads(run("jobs", "retry", job_id, "--json")[1])["status"] in {"queued", "running"}
+    assert run("jobs", "delete", job_id, "--json")[:2] == (
+        0,
+        json.dumps({"id": job_id, "deleted": True}, indent=2) + "\n",
+    )
+    assert run("jobs", "watch", job_id)[0] == 1
+
+
+def test_ctrl_c_ends_the_watching_with_130_and_not_the_job(stack, tmp_path):
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"prompt number {n}\n" for n in range(3000)))
+    command = [layerstack_command(), "jobs", "submit", str(path), "--watch", "--url", stack.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        job_id = process.stdout.readline().strip()
+        for line in process.stderr:
+            if line.startswith(("queued:", "running:")):
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert "Traceback" not in process.stderr.read()
+    with layerstack.Client(stack.url) as client:
+        job = client.jobs.get(job_id)
+        assert not job.status.is_final
+        job.delete()
+
+
+def test_bench_tells_how_fast_a_server_answers(run, prompts):
+    code, out, _ = run("bench", "--prompts", prompts, "--requests", "3", "--batch", "5", "--json")
+    measured = json.loads(out)
+    assert (code, measured["requests"], measured["batch"]) == (0, 3, 5)
+    assert 0 < measured["median_ms"] <= measured["p95_ms"]
+    assert min(measured["prompts_per_s"], measured["rows_per_s"]) > 0
 
 
 def test_without_a_server_it_says_what_to_do(run):
@@ -46,7 +132,7 @@ def test_without_a_server_it_says_what_to_do(run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["jobs", "show", "nonsense"], "no job 'nonsense'"),
+        (["jobs", "show", "nonsense"], "no job 'nonsense'; `layerstack jobs list` shows those that there are"),
         (["jobs", "fetch", "nonsense", "-o", "/nowhere"], "no job 'nonsense'"),
         (["jobs", "submit", "/nowhere/prompts.txt"], "/nowhere/prompts.txt: No such file"),
         (["jobs", "submit", __file__], "neither application/json nor a prompt file"),
@@ -93,6 +179,8 @@ def test_a_name_that_no_entry_can_have_is_wrong_usage(run, name):
 
 def test_wrong_usage_has_its_own_exit_code(run):
     assert run("jobs", "list", "--limit", "0")[0] == 2
+    assert run("jobs", "submit", "p.txt", "--metadata", "birds")[0] == 2
+    assert run("bench", "--prompts", "/dev/null")[0] == 2
     assert run("nonsense")[0] == 2
 
 

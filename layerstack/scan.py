@@ -1,0 +1,209 @@
+"""Goes through parts in order, a row group at a time: their footers, their small columns, or whole rows. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.errors import JobsError
+from jobs.parts import PART_SCHEMA, PartHeader, damage_told, read_header
+from jobs.tensors import DTYPES, Array
+from layerstack.errors import ReadError
+from layerstack.sources import PartFile, Source
+
+SMALL_COLUMNS = ("index", "id", "prompt", "num_tokens", "truncated", "error")
+
+
+@dataclass(frozen=True)
+class ScannedPart:
+    """What a part's footer says."""
+
+    file: PartFile
+    bytes: int
+    num_rows: int
+
+
+class Parts:
+    """The parts of a source, in order; only their footers have been read. For one thread.
+
+    Attributes:
+        source: where they are.
+        header: of all parts.
+        schema: of the first part; all have the columns of a part.
+        compression: of the first part.
+        parts: what each footer says.
+
+    Raises:
+        ReadError: a part is missing, damaged, or belongs to something else; the message names it.
+    """
+
+    def __init__(self, source: Source, on_part: Callable[[], None] = lambda: None) -> None:
+        self.source = source
+        self.parts: list[ScannedPart] = []
+        for part in source.parts:
+            with self._opened(part) as (file, size):
+                header = read_header(file, part.name)
+                if not self.parts:
+                    self.header, self.schema, self.compression = header, file.schema_arrow, _compression(file)
+                elif header != self.header:
+                    raise ReadError(
+                        f"{part.name} and {source.parts[0].name} do not belong together: they were made by different "
+                        f"encoders or options (fingerprints {header.fingerprint} and {self.header.fingerprint})"
+                    )
+                if lacking := set(PART_SCHEMA.names) - set(file.schema_arrow.names):
+                    raise ReadError(f"{part.name} is no part of layerstack: it lacks the columns {sorted(lacking)}")
+                self.parts.append(ScannedPart(part, size, file.metadata.num_rows))
+            on_part()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.num_rows for part in self.parts)
+
+    def groups(self, columns: Sequence[str] = SMALL_COLUMNS) -> Iterator[RowGroup]:
+        """Yield every row group, with `columns` of its rows read.
+
+        Raises:
+            ReadError: a part is damaged; the message names it.
+        """
+        for number in range(len(self.parts)):
+            yield from self.groups_of(number, columns)
+
+    def groups_of(self, number: int, columns: Sequence[str] = SMALL_COLUMNS) -> Iterator[RowGroup]:
+        """Yield the row groups of part `number`.
+
+        Raises:
+            ReadError: the part is damaged; the message names it.
+        """
+        part = self.parts[number].file
+        with self._opened(part) as (file, _):
+            for group in range(file.num_row_groups):
+                yield RowGroup(file, part.name, group, self.header, columns)
+
+    def group_with(self, position: int) -> tuple[RowGroup, int]:
+        """Return the row group of the row at `position`, read, and the row's place in it.
+
+        Raises:
+            IndexError: there is no such row.
+            ReadError: the part is damaged.
+        """
+        for number, part in enumerate(self.parts):
+            if position < part.num_rows:
+                for group in self.groups_of(number):
+                    if position < group.num_rows:
+                        group.embeddings  # noqa: B018 - reads them, while the file is open
+                        return group, position
+                    position -= group.num_rows
+            position -= part.num_rows
+        raise IndexError(position)
+
+    @contextmanager
+    def _opened(self, part: PartFile) -> Iterator[tuple[pq.ParquetFile, int]]:
+        """Open a part -> its file and its size. Only one is open at a time: a job may have thousands."""
+        with _told(part.name):
+            found = self.source.open(part)
+            with found.open("rb") if isinstance(found, Path) else found as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                # A file elsewhere is read in as few requests as can be.
+                is_local = isinstance(found, Path)
+                opened = pq.ParquetFile(found if is_local else file, memory_map=is_local, pre_buffer=not is_local)
+                with closing(opened):
+                    yield opened, size
+
+
+class RowGroup:
+    """Some rows that follow one another, in one part. What has not been read can be while its part is open.
+
+    Attributes:
+        table: the columns that have been read.
+    """
+
+    def __init__(self, file: pq.ParquetFile, name: str, group: int, header: PartHeader, columns: Sequence[str]) -> None:
+        self._file, self._name, self._group, self._header = file, name, group, header
+        self.table = self._read(columns)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in it."""
+        return int(self.table.num_rows)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows, by column."""
+        found: list[dict[str, Any]] = self.table.to_pylist()
+        return found
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Read one more column.
+
+        Raises:
+            ReadError: the part is damaged.
+        """
+        return self._read([name]).column(name)
+
+    @cached_property
+    def embeddings(self) -> pa.ChunkedArray:
+        """The column `prompt_embeds`, which is nearly all of the file; read when it is first asked for."""
+        return self.column("prompt_embeds")
+
+    def stored_rows(self, place: int) -> Array:
+        """Return what is stored of a row that succeeded, `[n, D]` or `[max_length, D]`, read-only."""
+        header = self._header
+        return np.frombuffer(self.embeddings[place].as_buffer(), DTYPES[header.dtype]).reshape(-1, header.embed_dim)
+
+    def own_rows(self, place: int) -> Array:
+        """Return the own rows of a row that succeeded, `[n, D]`, read-only."""
+        stored = self.stored_rows(place)
+        if self._header.layout == "own_rows":
+            return stored
+        prefix_rows, _ = self._header.constant_rows()  # (P, D)
+        left = len(stored) - self.rows[place]["num_tokens"]  # pad rows, if they come first
+        is_left = np.array_equal(stored[left : left + len(prefix_rows)], prefix_rows)
+        return stored[(left if is_left else 0) + len(prefix_rows) :]
+
+    def num_own_rows(self, place: int) -> int:
+        """Return how many own rows a row that succeeded has; reads no embedding where own rows are stored.
+
+        Text ids tell: with padding at the right, own rows are more than tokens.
+        """
+        if self._header.layout == "own_rows":
+            return int(self._stored_lengths[place].as_py())
+        return len(self.own_rows(place))
+
+    @cached_property
+    def _stored_lengths(self) -> pa.ChunkedArray:
+        return pc.list_value_length(self.column("text_ids"))
+
+    def _read(self, columns: Sequence[str]) -> pa.Table:
+        with _told(self._name):
+            return self._file.read_row_group(self._group, columns=list(columns))
+
+
+def _compression(file: pq.ParquetFile) -> str:
+    if file.metadata.num_row_groups == 0:
+        return "none"
+    found = str(file.metadata.row_group(0).column(0).compression).lower()
+    return "none" if found == "uncompressed" else found
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn what goes wrong with the part `name` into a `ReadError`."""
+    try:
+        with damage_told(name):
+            yield
+    except JobsError as exc:
+        raise ReadError(str(exc)) from exc
+    except OSError as exc:
+        raise ReadError(f"{name} cannot be read: {exc.strerror}") from exc
