@@ -8,7 +8,7 @@ TAG ?= latest
 BUILD_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test faults lint format bench images lock clean
+.PHONY: help install demo up test faults lint format docs bench images lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ format: $(INSTALLED) ## Put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED) ## The documentation as a site, in site/; every link is checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 bench: $(INSTALLED) ## Reference against ours on the prompts of examples/
 	$(BIN)/python -m benchmarks.encoder --prompts examples/prompts.txt --hidden 256
 
@@ -59,5 +62,5 @@ lock: $(INSTALLED) ## Resolve requirements.lock anew
 		--no-annotate --no-header --allow-unsafe --output-file requirements.lock pyproject.toml
 	sed -i.bak -e '/^layerstack @/d' -e 's/+cpu$$//' requirements.lock && rm requirements.lock.bak
 
-clean: ## Remove .venv and what the demo wrote
-	rm -rf $(VENV) demo-results
+clean: ## Remove .venv, site/ and what the demo wrote
+	rm -rf $(VENV) demo-results site
