@@ -95,6 +95,11 @@ class PromptTokenizer:
             faults.get(position) or self._without_prefix(position, next(templated)) for position in range(len(prompts))
         ]
 
+    def text(self, token_id: int) -> str:
+        """Return what a token stands for; of one that is part of a character, a sign for that."""
+        text: str = self._tokenizer.decode([token_id])
+        return text
+
     def _without_prefix(self, position: int, ids: list[int]) -> TokenizedPrompt | PromptError:
         limit, prefix_length = self._config.max_length, len(self.prefix_ids)
         if ids[:prefix_length] != self.prefix_ids:

@@ -36,36 +36,36 @@ class LocalStorage(Storage):
 
     def read(self, name: str) -> bytes:
         """Return a file's content."""
-        with _translated(self.root / name, FileNotFoundError):
-            return (self.root / name).read_bytes()
+        with _translated(self._path(name), FileNotFoundError):
+            return self._path(name).read_bytes()
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading at any position."""
-        with _translated(self.root / name, FileNotFoundError):
-            return io.BufferedReader(_Reading(self.root / name), _BUFFER_BYTES)
+        with _translated(self._path(name), FileNotFoundError):
+            return io.BufferedReader(_Reading(self._path(name)), _BUFFER_BYTES)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, replacing one that is there."""
-        with _translated(self.root / name), written_whole(self.root / name) as file:
+        with _translated(self._path(name)), written_whole(self._path(name)) as file:
             file.write(content)
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file that appears when the block ends well, unless there is one by then."""
-        path = self.root / name
+        path = self._path(name)
         with _translated(path, FileExistsError), written_whole(path, keep_existing=True) as file:
             yield file
 
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, or None if there is none."""
-        with _translated(self.root / name), suppress(FileNotFoundError, NotADirectoryError):
-            return (self.root / name).stat().st_size
+        with _translated(self._path(name)), suppress(FileNotFoundError, NotADirectoryError):
+            return self._path(name).stat().st_size
         return None
 
     def files(self, folder: str) -> list[StoredFile]:
         """Return the files in `folder`; those that are being written are none."""
         found = []
-        with _translated(self.root / folder), suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+        with _translated(self._path(folder)), suppress(FileNotFoundError), os.scandir(self._path(folder)) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # deleted since it was listed
                     if not entry.name.startswith(".") and entry.is_file():
@@ -74,29 +74,29 @@ class LocalStorage(Storage):
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders in `folder`."""
-        with _translated(self.root / folder), suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+        with _translated(self._path(folder)), suppress(FileNotFoundError), os.scandir(self._path(folder)) as entries:
             return [entry.name for entry in entries if entry.is_dir()]
         return []
 
     def last_change(self, folder: str) -> datetime | None:
         """Return when the newest file or folder in `folder` was written, those being written included."""
         newest = None
-        with _translated(self.root / folder):
-            for path in (self.root / folder, *(self.root / folder).rglob("*")):
+        with _translated(self._path(folder)):
+            for path in (self._path(folder), *self._path(folder).rglob("*")):
                 with suppress(FileNotFoundError):
                     newest = max(newest or 0.0, path.stat().st_mtime)
         return None if newest is None else datetime.fromtimestamp(newest, UTC)
 
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
-        path = self.root / name
+        path = self._path(name)
         with _translated(path), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
             sync_folder(path.parent)
 
     def delete_folder(self, folder: str) -> None:
         """Delete all files in `folder` and below it, and the folder."""
-        path = self.root / folder
+        path = self._path(folder)
         with _translated(path):
             for _ in range(_DELETE_ATTEMPTS - 1):
                 if not path.exists():
@@ -109,8 +109,8 @@ class LocalStorage(Storage):
 
     def remove_unfinished(self, folder: str) -> int:
         """Remove what writers that died left in `folder`."""
-        with _translated(self.root / folder):
-            return remove_unfinished(self.root / folder)
+        with _translated(self._path(folder)):
+            return remove_unfinished(self._path(folder))
 
     def free_bytes(self) -> int | None:
         """Return what the file system has left for us."""
@@ -120,6 +120,10 @@ class LocalStorage(Storage):
 
     def local_path(self, name: str) -> Path | None:
         """Return the path of a file."""
+        return self._path(name)
+
+    def _path(self, name: str) -> Path:
+        """Return where a file or folder called `name` is."""
         return self.root / name
 
 

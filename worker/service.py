@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from datetime import timedelta
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,10 +21,10 @@ from celery.worker import state as celery_state
 from kombu.asynchronous import set_event_loop
 from redis import Redis
 
-from encoder import Encoder, EncoderConfig, EncoderError, Engine
+from encoder import Encoder, EncoderError, Engine
 from jobs.errors import SettingsError, StorageError
 from jobs.queue import BULK, INTERACTIVE, make_celery
-from jobs.settings import DEMO_MODEL, Settings
+from jobs.settings import Settings
 from jobs.storage import open_storage
 from jobs.store import JobStore
 from worker.chunks import ChunkEncoder
@@ -33,6 +32,7 @@ from worker.credit import CreditBack
 from worker.housekeeping import Housekeeper
 from worker.leases import Leases
 from worker.metrics import MetricsServer, Written, count
+from worker.model import load_encoder
 from worker.notes import JobNotes
 from worker.presence import Presence
 from worker.recall import Recall
@@ -133,22 +133,11 @@ def _reconciler(
 
 
 def _load(settings: Settings) -> Encoder | None:
-    if settings.model is None:
-        logger.error("LAYERSTACK_MODEL is not set: name a folder or a hub id, or 'demo'")
-        return None
     try:
-        encoder = Encoder.load(
-            _demo(settings) if settings.model == DEMO_MODEL else settings.model,
-            settings.preset,
-            revision=settings.model_revision,
-            subfolder=settings.model_subfolder,
-            device=settings.device,
-            device_map=settings.device_map,
-            dtype=settings.dtype,
-            attention=settings.attention,
-            token_budget=settings.token_budget,
-            deterministic=settings.deterministic,
-        )
+        encoder = load_encoder(settings)
+    except SettingsError as exc:
+        logger.error("%s", exc)  # noqa: TRY400 - the message says it all
+        return None
     except EncoderError as exc:
         logger.error("the encoder cannot be loaded: %s", exc)  # noqa: TRY400 - the message says it all
         return None
@@ -162,22 +151,6 @@ def _load(settings: Settings) -> Encoder | None:
     if encoder.random_weights:
         logger.warning("%s is the demo checkpoint: its weights are RANDOM", encoder.model)
     return encoder
-
-
-def _demo(settings: Settings) -> Path:
-    """Return the demo checkpoint's folder, with the checkpoint in it."""
-    from encoder import tiny  # noqa: PLC0415 - needs the real vocabulary's package, which only the demo does
-
-    family: tiny.Family = "qwen3" if "qwen3" in EncoderConfig.preset(settings.preset).model_types else "mistral3"
-    folder = settings.local_folder / f"demo-encoder-{family}"
-    if not folder.is_dir():
-        logger.info("making the demo checkpoint in %s", folder)
-        try:
-            tiny.write(folder, family=family)
-        except OSError:
-            if not folder.is_dir():  # else another worker was faster
-                raise
-    return folder
 
 
 def _consume(settings: Settings, tasks: Tasks, engine: Engine, stopping: threading.Event) -> int:
