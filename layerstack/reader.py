@@ -1,224 +1,260 @@
-"""Reads a job's Parquet as a map-style dataset of dense tensors."""
+"""Reads a job's Parquet as a map-style dataset of tensors."""
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
-from collections import OrderedDict
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, get_args, overload
 
-import ml_dtypes
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+import numpy.typing as npt
 
-from jobs.errors import PartFormatError
-from jobs.layout import JobNames, part_index
-from jobs.parts import PartHeader, open_part, read_header
-from jobs.records import JobRecord, Manifest
-from jobs.tensors import DTYPES, Array, dense_rows, text_ids
-from layerstack.errors import ReadError, RowFailedError
+from jobs.parts import PartHeader
+from jobs.records import PartSummary
+from layerstack.errors import OptionError, ReadError, RowFailedError, RowNotFoundError
+from layerstack.openparts import OpenParts, StoredRow
+from layerstack.rowtensors import Layout, RowTensors, Tensors
+from layerstack.sources import open_source
 
-if TYPE_CHECKING:
-    import torch
-
-_R = TypeVar("_R", bound=BaseModel)
-_OPEN_FILES = 8
-_COLUMNS = ["index", "id", "prompt", "prompt_embeds", "num_tokens", "truncated", "error"]
+_SHOWN_COLUMNS = ("index", "id", "prompt", "num_tokens", "truncated")
+_SHOWN_DAMAGED = 5
 
 
-def read(path: str | Path) -> PromptEmbeddings:
-    """Open one part, a folder of parts, or a job's folder, without reading any row yet.
+def read(
+    path_or_url: str | Path,
+    *,
+    layout: Layout = "dense",
+    tensors: Tensors = "torch",
+    skip_failed: bool = False,
+    api_key: str | None = None,
+) -> PromptEmbeddings:
+    """Open a job's results as a dataset, without reading any row yet.
+
+    Args:
+        path_or_url: a job's folder, a folder of parts, or one part, as a path or at `file://`, `s3://` or `gs://`; or a
+            job of a server, `http://HOST:PORT/jobs/ID`.
+        layout: "dense" for all rows of a prompt, "own_rows" for its own; whichever of them is stored.
+        tensors: "torch" for tensors on the CPU, "numpy" for arrays, whose bfloat16 is that of ml_dtypes.
+        skip_failed: whether rows that were not encoded are left out; else reading such a row is an error.
+        api_key: of the server; default the environment variable `LAYERSTACK_API_KEY`.
 
     Raises:
         ReadError: nothing can be read there: the message says what is missing, damaged or mixed.
+        OptionError: an argument has a value that is not allowed.
+        ServerError: the server says no, as it does while the job is not finished.
+        ServerUnreachableError: nobody answers at the URL.
     """
-    return PromptEmbeddings(_part_paths(Path(path).expanduser()))
+    _check("layout", layout, get_args(Layout))
+    _check("tensors", tensors, get_args(Tensors))
+    _check("skip_failed", skip_failed, (True, False))
+    parts = OpenParts(open_source(path_or_url, api_key))
+    positions = _succeeded(parts) if skip_failed else range(parts.starts[-1])
+    return PromptEmbeddings(parts, RowTensors(parts.header, layout, tensors), positions)
 
 
 class PromptEmbeddings:
-    """The rows of one or more parts, in the order of the job's input. Works as a dataset for `torch.utils.data`.
+    """Rows of a job, in the order of its input. Works as a dataset for `torch.utils.data`.
 
-    Attributes:
-        header: layout, dtype and constants of all parts; `header.fingerprint` names their encoder.
+    A slice or a list of positions makes another one, of some of the rows: nothing is read until a row is asked for.
+    Several processes may read at once, forked or spawned; within one process, one thread at a time.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._parts: list[_Part] = []
-        for path in paths:
-            part, header = _look_into(path)
-            if not self._parts:
-                self.header = header
-            elif header != self.header:
-                raise ReadError(
-                    f"{path} and {paths[0]} do not belong together: they were made by different encoders or options "
-                    f"(fingerprints {header.fingerprint} and {self.header.fingerprint})"
-                )
-            self._parts.append(part)
-        self._starts = list(accumulate((part.num_rows for part in self._parts), initial=0))
-        self._prefix_rows, self._pad_row = self.header.constant_rows()
-        self._row_groups = _RowGroups()
+    def __init__(self, parts: OpenParts, tensors: RowTensors, positions: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        self._parts, self._tensors, self._positions = parts, tensors, positions
+
+    @property
+    def header(self) -> PartHeader:
+        """Layout, dtype, shapes and constants of the parts."""
+        return self._parts.header
+
+    @property
+    def fingerprint(self) -> str:
+        """The encoder that made the embeddings."""
+        return self.header.fingerprint
+
+    def __reduce__(self) -> tuple[type[PromptEmbeddings], tuple[Any, ...]]:
+        return PromptEmbeddings, (self._parts, self._tensors, self._positions)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows of {self._parts.source.where}, fingerprint {self.fingerprint}>"
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._positions)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """Return row `position`, counted within what was opened; negative ones count from the end.
+    @overload
+    def __getitem__(self, position: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, position: slice | Sequence[int] | npt.NDArray[Any]) -> PromptEmbeddings: ...
+    def __getitem__(self, position: Any) -> dict[str, Any] | PromptEmbeddings:
+        """Return the row at a position, counted within these rows; negative ones count from the end.
+
+        Args:
+            position: an integer; a slice, or a list or array of integers or of one bool a row, gives those rows
+                unread, as another `PromptEmbeddings`.
 
         Returns:
-            `prompt_embeds [max_length, D]` in the stored dtype, `text_ids [max_length, 4]` int64, both torch tensors
-            on the CPU; `index` in the job's input, `id`, `prompt`, `num_tokens`, `truncated`.
+            `prompt_embeds [max_length, D]` in the stored dtype and `text_ids [max_length, 4]` int64, which are the
+            caller's to write to; `index` in the job's input, `id`, `prompt`, `num_tokens`, `truncated`. With own rows
+            the tensors are `[n, D]` and `[n, 4]`.
 
         Raises:
             IndexError: there is no such row.
             RowFailedError: the row was not encoded.
             ReadError: the part is damaged.
         """
+        if isinstance(position, slice):
+            return self._some(self._positions[position])
+        if hasattr(position, "__index__") and not getattr(position, "shape", ()):
+            return self._row(self._positions[self._within(operator.index(position))])
+        return self._some(self._chosen(np.asarray(position)))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self._row, self._positions)
+
+    def by_index(self, index: int) -> dict[str, Any]:
+        """Return the row that stands at `index` in the job's input, whichever parts and rows have been opened.
+
+        Raises:
+            RowNotFoundError: it is not among these rows.
+            RowFailedError, ReadError: as for a position.
+        """
+        first = self._parts.first_indices
+        number = max(bisect_right(first, index) - 1, 0)
+        place = index - first[number]
+        starts = self._parts.starts
+        if 0 <= place < starts[number + 1] - starts[number] and starts[number] + place in self._members:
+            return self._row(starts[number] + place)
+        raise RowNotFoundError(f"no row with the index {index} among {self!r}")
+
+    def by_id(self, wanted: str) -> dict[str, Any]:
+        """Return the one row with an id; the first call reads the ids of all parts.
+
+        Raises:
+            RowNotFoundError: there is none among these rows, or several: `positions_of` finds them all.
+            RowFailedError, ReadError: as for a position.
+        """
+        found = self.positions_of(wanted)
+        if not found:
+            raise RowNotFoundError(f"no row with the id {wanted!r} among {self!r}")
+        if len(found) > 1:
+            raise RowNotFoundError(
+                f"{len(found)} rows have the id {wanted!r}: .positions_of({wanted!r}) tells their positions"
+            )
+        return self[found[0]]
+
+    def positions_of(self, wanted: str) -> list[int]:
+        """Return the positions of all rows with an id, in order; the first call reads the ids of all parts.
+
+        Raises:
+            ReadError: a part is damaged.
+        """
+        found = self._parts.ids.positions(wanted)
+        if isinstance(self._positions, range):
+            return [self._positions.index(position) for position in found if position in self._positions]
+        return [int(each) for each in np.flatnonzero(np.isin(self._positions, found))]
+
+    def stack(self, out: Any = None) -> dict[str, Any]:  # noqa: ANN401 - a tensor or an array
+        """Read all these rows into one batch, each prompt straight to its place: `rows[8:16].stack()`.
+
+        Args:
+            out: a contiguous tensor on the CPU, or an array, `[B, max_length, D]` in the stored dtype, to be filled.
+
+        Returns:
+            `prompt_embeds [B, max_length, D]`, `text_ids [B, max_length, 4]`; `index`, `num_tokens` and `truncated`
+            `[B]`; lists `id` and `prompt`.
+
+        Raises:
+            OptionError: own rows were asked for, which differ in number; or `out` is of another shape or dtype.
+            RowFailedError, ReadError: as for a position.
+        """
+        embeds, targets, ids = self._tensors.batch(len(self), out)
+        rows = []
+        for position, target in zip(self._positions, targets, strict=True):
+            row = self._read(position)
+            self._tensors.fill(target, row.embeds)
+            rows.append(row.columns)
+        columns = {name: [row[name] for row in rows] for name in _SHOWN_COLUMNS}
+        numbers = {"index": np.int64, "num_tokens": np.int64, "truncated": np.bool_}
+        arrays = {name: self._tensors.given(np.array(columns[name], dtype)) for name, dtype in numbers.items()}
+        return {"prompt_embeds": embeds, "text_ids": ids} | columns | arrays
+
+    def verify(self, on_part: Callable[[PartSummary], None] = lambda _: None) -> None:
+        """Read every part whole and compare its SHA-256 with the manifest's.
+
+        Args:
+            on_part: told of each part that has been read.
+
+        Raises:
+            ReadError: parts are damaged, which the message names; or there is no manifest to compare them with.
+        """
+        damaged = []
+        for part in self._parts.source.parts:
+            if part.summary is None:
+                raise ReadError(f"{self._parts.source.where} has no manifest to compare with: open the job's folder")
+            if self._parts.sha256(part) != part.summary.sha256:
+                damaged.append(part.name)
+            on_part(part.summary)
+        if damaged:
+            more = f" and {len(damaged) - _SHOWN_DAMAGED} more" if len(damaged) > _SHOWN_DAMAGED else ""
+            raise ReadError(
+                f"{', '.join(damaged[:_SHOWN_DAMAGED])}{more}: damaged, the SHA-256 is not the manifest's; fetch again"
+            )
+
+    def _row(self, position: int) -> dict[str, Any]:
+        row = self._read(position)
+        shown = {name: row.columns[name] for name in _SHOWN_COLUMNS}
+        return self._tensors.of_row(row.embeds, row.columns["num_tokens"]) | shown
+
+    def _read(self, position: int) -> StoredRow:
+        row = self._parts.row(int(position))
+        if row.columns["error"] is not None:
+            raise RowFailedError(row.columns["index"], row.columns["error"])
+        size, most = len(row.embeds or b""), self.header.max_length * self._tensors.row_bytes
+        if size % self._tensors.row_bytes or size > most:
+            raise ReadError(f"{row.part} is damaged: row {row.columns['index']} has {size} bytes of embeddings")
+        return row
+
+    def _some(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> PromptEmbeddings:
+        return PromptEmbeddings(self._parts, self._tensors, positions)
+
+    def _within(self, position: int) -> int:
         if not -len(self) <= position < len(self):
             raise IndexError(f"row {position} of {len(self)}")
-        position %= len(self)
-        which = bisect_right(self._starts, position) - 1
-        row = self._row_groups.row(self._parts[which], position - self._starts[which])
-        if row["error"] is not None:
-            raise RowFailedError(row["index"], row["error"])
-        return {
-            "prompt_embeds": _to_torch(self._dense(row["prompt_embeds"])),
-            "text_ids": _to_torch(text_ids(0, self.header.max_length)),
-            **{name: row[name] for name in ("index", "id", "prompt", "num_tokens", "truncated")},
-        }
+        return position % len(self)
 
-    def _dense(self, content: bytes) -> Array:
-        rows = np.frombuffer(content, DTYPES[self.header.dtype]).reshape(-1, self.header.embed_dim)  # (n, D)
-        if self.header.layout == "dense":
-            return rows.copy()  # torch wants memory that it may write to
-        return dense_rows(rows, prefix_rows=self._prefix_rows, pad_row=self._pad_row, max_length=self.header.max_length)
+    def _chosen(self, wanted: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        if wanted.ndim != 1 or (wanted.dtype.kind not in "iub" and wanted.size):
+            raise TypeError(f"rows are chosen by integers, not by {wanted.dtype} of shape {wanted.shape}")
+        if wanted.dtype == np.bool_:
+            if len(wanted) != len(self):
+                raise IndexError(f"{len(wanted)} bools for {len(self)} rows")
+            wanted = np.flatnonzero(wanted)
+        checked = [self._within(int(position)) for position in wanted]
+        return np.array([self._positions[position] for position in checked], np.int64)
 
-
-@dataclass(frozen=True)
-class _Part:
-    """What a part's footer says of its rows."""
-
-    path: Path
-    row_group_starts: list[int]
-
-    @property
-    def num_rows(self) -> int:
-        return self.row_group_starts[-1]
+    @cached_property
+    def _members(self) -> range | set[int]:
+        """The rows that these are, to look one up."""
+        return self._positions if isinstance(self._positions, range) else {int(each) for each in self._positions}
 
 
-def _look_into(path: Path) -> tuple[_Part, PartHeader]:
-    """Read a part's footer, and close the file again: a job may have more parts than a process may have files."""
-    with _opened(path) as file:
-        try:
-            header = read_header(file, str(path))
-        except PartFormatError as exc:
-            raise ReadError(str(exc)) from exc
-        sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
-        return _Part(path, list(accumulate(sizes, initial=0))), header
+def _succeeded(parts: OpenParts) -> range | npt.NDArray[np.int64]:
+    """Return the positions of the rows that have an embedding; reads the errors of parts that may have some."""
+    failed = []
+    for number, part in enumerate(parts.source.parts):
+        if part.summary is None or part.summary.failed:
+            errors = parts.column(number, "error")
+            failed.append(parts.starts[number] + np.flatnonzero(errors.is_valid().to_numpy()))
+    everything = range(parts.starts[-1])
+    if not any(len(each) for each in failed):
+        return everything
+    positions: npt.NDArray[np.int64] = np.delete(np.arange(len(everything)), np.concatenate(failed))
+    return positions
 
 
-class _RowGroups:
-    """Reads single rows, keeping the files used last open and the row group read last in memory."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
-        self._last: tuple[Path | None, int] = None, -1
-        self._rows: list[dict[str, Any]] = []
-
-    def row(self, part: _Part, position: int) -> dict[str, Any]:
-        group = bisect_right(part.row_group_starts, position) - 1
-        if self._last != (part.path, group):
-            try:
-                self._rows = self._file(part.path).read_row_group(group, columns=_COLUMNS).to_pylist()
-            except (pa.ArrowException, OSError) as exc:
-                raise ReadError(f"{part.path}: row group {group} cannot be read: {exc}") from exc
-            self._last = part.path, group
-        return self._rows[position - part.row_group_starts[group]]
-
-    def _file(self, path: Path) -> pq.ParquetFile:
-        if path not in self._files:
-            self._files[path] = _opened(path)
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(path)
-        return self._files[path]
-
-    def __reduce__(self) -> tuple[type[_RowGroups], tuple[()]]:
-        """Leave open files behind: a DataLoader's worker opens its own."""
-        return _RowGroups, ()
-
-
-def _opened(path: Path) -> pq.ParquetFile:
-    try:
-        return open_part(path)
-    except PartFormatError as exc:
-        raise ReadError(str(exc)) from exc
-    except OSError as exc:
-        raise ReadError(f"{path} cannot be opened: {exc.strerror}") from exc
-
-
-def _part_paths(path: Path) -> list[Path]:
-    """Find the parts that `path` means, in order."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ReadError(f"{path}: no such file or folder")
-    job = JobNames(str(path))
-    sizes = _expected_sizes(job)
-    if sizes is None:
-        return _listed(path)
-    paths = [Path(job.part(n)) for n in range(len(sizes))]
-    if missing := [part for part in paths if not part.is_file()]:
-        raise ReadError(
-            f"{path}: {len(missing)} of {len(paths)} parts are missing, the first is {missing[0].name}; "
-            f"to read what is there, open {job.parts_folder}"
-        )
-    for part, size in zip(paths, sizes, strict=True):
-        found = part.stat().st_size
-        if size not in {None, found}:
-            what = f"{part} has {found} bytes, and {size} by the manifest"
-            raise ReadError(f"{what}: it is damaged, or of another job; fetch it again")
-    return paths
-
-
-def _expected_sizes(job: JobNames) -> list[int | None] | None:
-    """Return the size of each part of a job's folder, None for one that is not known; None if it is another folder."""
-    manifest, record, parts = Path(job.manifest), Path(job.record), Path(job.parts_folder)
-    if manifest.is_file():
-        return [part.bytes for part in _parsed(manifest, Manifest).parts]
-    if record.is_file():
-        return [None] * _parsed(record, JobRecord).num_chunks
-    if parts.is_dir():
-        raise ReadError(
-            f"{job.folder}: its download is not complete, there is no manifest.json; "
-            f"run `layerstack jobs fetch` again, or to read what is there, open {parts}"
-        )
-    return None
-
-
-def _parsed(path: Path, kind: type[_R]) -> _R:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as exc:
-        raise ReadError(f"{path} is damaged, or of another version of layerstack: {exc}") from exc
-    except OSError as exc:
-        raise ReadError(f"{path} cannot be read: {exc.strerror}") from exc
-
-
-def _listed(folder: Path) -> list[Path]:
-    numbered = sorted((n, path) for path in folder.iterdir() if (n := part_index(path.name)) is not None)
-    if not numbered:
-        raise ReadError(f"{folder}: no parts (00000.parquet, …) in this folder")
-    return [path for _, path in numbered]
-
-
-def _to_torch(array: Array) -> torch.Tensor:
-    """Hand an array to torch without a copy; numpy's bfloat16 travels as 16-bit integers."""
-    import torch  # noqa: PLC0415 - reading metadata must not need torch, which takes seconds to import
-
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+def _check(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{name}={value!r}: it has to be {' or '.join(map(repr, allowed))}")

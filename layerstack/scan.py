@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.errors import JobsError
-from jobs.parts import PART_SCHEMA, PartHeader, damage_told, read_header
+from jobs.parts import PartHeader, read_header
 from jobs.tensors import DTYPES, Array
-from layerstack.errors import ReadError
+from layerstack.partchecks import check_columns, check_together, read_errors
 from layerstack.sources import PartFile, Source
 
 SMALL_COLUMNS = ("index", "id", "prompt", "num_tokens", "truncated", "error")
@@ -55,13 +54,8 @@ class Parts:
                 header = read_header(file, part.name)
                 if not self.parts:
                     self.header, self.schema, self.compression = header, file.schema_arrow, _compression(file)
-                elif header != self.header:
-                    raise ReadError(
-                        f"{part.name} and {source.parts[0].name} do not belong together: they were made by different "
-                        f"encoders or options (fingerprints {header.fingerprint} and {self.header.fingerprint})"
-                    )
-                if lacking := set(PART_SCHEMA.names) - set(file.schema_arrow.names):
-                    raise ReadError(f"{part.name} is no part of layerstack: it lacks the columns {sorted(lacking)}")
+                check_together(part.name, header, source.parts[0].name, self.header)
+                check_columns(part.name, file.schema_arrow.names)
                 self.parts.append(ScannedPart(part, size, file.metadata.num_rows))
             on_part()
 
@@ -110,7 +104,7 @@ class Parts:
     @contextmanager
     def _opened(self, part: PartFile) -> Iterator[tuple[pq.ParquetFile, int]]:
         """Open a part -> its file and its size. Only one is open at a time: a job may have thousands."""
-        with _told(part.name):
+        with read_errors(part.name):
             found = self.source.open(part)
             with found.open("rb") if isinstance(found, Path) else found as file:
                 size = file.seek(0, os.SEEK_END)
@@ -186,7 +180,7 @@ class RowGroup:
         return pc.list_value_length(self.column("text_ids"))
 
     def _read(self, columns: Sequence[str]) -> pa.Table:
-        with _told(self._name):
+        with read_errors(self._name):
             return self._file.read_row_group(self._group, columns=list(columns))
 
 
@@ -195,15 +189,3 @@ def _compression(file: pq.ParquetFile) -> str:
         return "none"
     found = str(file.metadata.row_group(0).column(0).compression).lower()
     return "none" if found == "uncompressed" else found
-
-
-@contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Turn what goes wrong with the part `name` into a `ReadError`."""
-    try:
-        with damage_told(name):
-            yield
-    except JobsError as exc:
-        raise ReadError(str(exc)) from exc
-    except OSError as exc:
-        raise ReadError(f"{name} cannot be read: {exc.strerror}") from exc

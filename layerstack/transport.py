@@ -85,7 +85,7 @@ class Transport:
                 try:
                     response = await self._http.request(method, path, **given)
                 except httpx.TransportError as exc:
-                    raise self._unreachable(exc) from exc
+                    raise unreachable(self.url, exc) from exc
                 check(response)
         return response
 
@@ -119,12 +119,12 @@ class Transport:
                 check(response)
                 yield response
         except httpx.TransportError as exc:
-            raise self._unreachable(exc) from exc
+            raise unreachable(self.url, exc) from exc
 
     def attempts(self, *, repeatable: bool) -> AsyncRetrying:
         """Return attempts at a call, each to be made inside `with`."""
         return AsyncRetrying(
-            retry=retry_if_exception(lambda exc: _may_be_sent_again(exc, repeatable=repeatable)),
+            retry=retry_if_exception(lambda exc: may_be_sent_again(exc, repeatable=repeatable)),
             wait=_wait_s,
             stop=stop_before_delay(self._retry_s),
             before_sleep=self._tell,
@@ -135,10 +135,12 @@ class Transport:
         if state.outcome is not None and isinstance(exc := state.outcome.exception(), Exception):
             self._on_retry(exc, state.upcoming_sleep)
 
-    def _unreachable(self, exc: httpx.TransportError) -> ServerUnreachableError:
-        return ServerUnreachableError(
-            f"no answer from {self.url} ({exc or type(exc).__name__})", was_sent=not isinstance(exc, _NOTHING_SENT)
-        )
+
+def unreachable(url: str, exc: httpx.TransportError) -> ServerUnreachableError:
+    """Return the error of ours for one of httpx's."""
+    return ServerUnreachableError(
+        f"no answer from {url} ({exc or type(exc).__name__})", was_sent=not isinstance(exc, _NOTHING_SENT)
+    )
 
 
 def check(response: httpx.Response) -> None:
@@ -149,7 +151,8 @@ def check(response: httpx.Response) -> None:
         raise ServerError(response.status_code, problem, response.text, _retry_after(response))
 
 
-def _may_be_sent_again(exc: BaseException, *, repeatable: bool) -> bool:
+def may_be_sent_again(exc: BaseException, *, repeatable: bool) -> bool:
+    """Whether a request that ended in `exc` is sent again; one whose answer got lost only if it is `repeatable`."""
     if isinstance(exc, ServerError):
         return exc.status in _TRY_AGAIN
     return repeatable and isinstance(exc, ServerUnreachableError) and exc.was_sent

@@ -9,7 +9,9 @@ EXPORTED = {
         "PromptError", "SelfCheckError",
     },
     "jobs": {"JobOptions", "JobRecord", "JobStatus", "JobView", "JobsError", "Manifest"},
-    "layerstack": {"Client", "Embeddings", "LayerstackError", "PromptEmbeddings", "__version__", "read"},
+    "layerstack": {
+        "AsyncClient", "Client", "Embeddings", "LayerstackError", "PromptEmbeddings", "__version__", "read",
+    },
 }  # fmt: skip
 
 

@@ -1,0 +1,45 @@
+"""What is wrong with a part, in words for whoever opened it: whichever way it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from jobs.errors import JobsError
+from jobs.parts import PART_SCHEMA, PartHeader, damage_told
+from layerstack.errors import ReadError
+
+
+@contextmanager
+def read_errors(name: str) -> Iterator[None]:
+    """Turn what goes wrong with the part `name` into a `ReadError`."""
+    try:
+        with damage_told(name):
+            yield
+    except JobsError as exc:  # damage, or the storage fails
+        raise ReadError(str(exc)) from exc
+    except OSError as exc:
+        raise ReadError(f"{name} cannot be read: {exc.strerror}") from exc
+
+
+def check_together(name: str, header: PartHeader, first_name: str, first: PartHeader) -> None:
+    """Find out whether a part is of the same encoder and options as the first one.
+
+    Raises:
+        ReadError: it is not.
+    """
+    if header != first:
+        raise ReadError(
+            f"{name} and {first_name} do not belong together: they were made by different encoders or options "
+            f"(fingerprints {header.fingerprint} and {first.fingerprint})"
+        )
+
+
+def check_columns(name: str, found: Iterable[str], needed: Iterable[str] = PART_SCHEMA.names) -> None:
+    """Find out whether a part has the columns that are `needed`.
+
+    Raises:
+        ReadError: it has not.
+    """
+    if lacking := set(needed) - set(found):
+        raise ReadError(f"{name} is no part of layerstack: it lacks the columns {sorted(lacking)}")
