@@ -140,7 +140,7 @@ def _write_safetensors(prediction: Prediction, tensors: Sequence[RowTensor], pie
 
     Without padding it has the pad row, so that whoever reads it can put dense rows together.
     """
-    stacked, pad_row = tensors[0].stacked, tensors[0].prompts[0].constants.pad_block
+    stacked, pad_block = tensors[0].stacked, tensors[0].prompts[0].constants.pad_block
     endings = [""] if stacked else [f".{position}" for position in range(len(tensors))]
     ids = [tensor.text_ids for tensor in tensors]
     num_tokens, truncated = prediction.num_tokens.astype(np.int32), prediction.truncated.astype(np.bool_)
@@ -167,5 +167,5 @@ def _write_safetensors(prediction: Prediction, tensors: Sequence[RowTensor], pie
         for run in tensor.runs():
             pieces.write(run)
     if not stacked:
-        pieces.write(pad_row.first(1))
+        pieces.write(pad_block.first(1))
     pieces.write(raw(truncated))

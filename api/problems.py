@@ -210,7 +210,7 @@ async def _job_state(_request: Request, exc: Exception) -> Response:
 
 async def _not_enough_space(_request: Request, exc: Exception) -> Response:
     members: dict[str, Any] = (
-        {"needed": exc.needed_bytes, "limit": exc.free_bytes} if isinstance(exc, NotEnoughSpaceError) else {}
+        {"needed": exc.needed_bytes, "limit": exc.room_bytes} if isinstance(exc, NotEnoughSpaceError) else {}
     )
     return respond(Problem("not-enough-space", f"prompts: {exc}", field="prompts", **members))
 

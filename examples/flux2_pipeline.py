@@ -3,8 +3,12 @@
     python examples/flux2_pipeline.py "a fox in the snow" --url http://gpu-box:7860 --out fox.png
 
 Needs diffusers 0.40 or later. The model's own text encoder is neither loaded nor downloaded here; it is what the server
-must run. `--model diffusers/FLUX.2-dev-bnb-4bit` has the transformer in 4 bits, for 24 GB and bitsandbytes. The key of
-the server is read from LAYERSTACK_API_KEY.
+must run. The transformer of FLUX.2-dev takes 64 GB in bfloat16. On a card with less, either
+
+    --model diffusers/FLUX.2-dev-bnb-4bit --offload model     4 bits, for 24 GB and bitsandbytes; not tried by the tests
+    --offload group                                           layer by layer out of the machine's memory, slowly
+
+The key of the server is read from LAYERSTACK_API_KEY.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ def main() -> None:
     prompt_embeds = embeddings_of(options.prompt, options.url, options.model)
     # The pipeline takes whatever text encoder it is given, none included; it makes the `text_ids` itself.
     pipeline = Flux2Pipeline.from_pretrained(options.model, text_encoder=None, tokenizer=None, dtype=dtype)
-    pipeline.to(options.device)
+    place(pipeline, options.offload, options.device)
     picture = pipeline(
         prompt_embeds=prompt_embeds.to(options.device, dtype),
         height=options.height,
@@ -38,6 +42,16 @@ def main() -> None:
     ).images[0]
     picture.save(options.out)
     print(f"{options.out}: {picture.width} x {picture.height}, {options.steps} steps, seed {options.seed}")
+
+
+def place(pipeline: Flux2Pipeline, offload: str, device: str) -> None:
+    """Bring transformer and VAE to `device`: both at once, one after the other, or layer by layer."""
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "group":
+        pipeline.enable_group_offload(onload_device=torch.device(device), offload_type="leaf_level")
+    else:
+        pipeline.to(device)
 
 
 def embeddings_of(prompt: str, url: str | None, model: str) -> torch.Tensor:
@@ -67,6 +81,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--height", type=int, default=1024, help="in pixels (default 1024)")
     parser.add_argument("--width", type=int, default=1024, help="in pixels (default 1024)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--offload",
+        choices=["none", "model", "group"],
+        default="none",
+        help="keep weights in the machine's memory, and bring them to the device by model or by layer (default none)",
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     return parser.parse_args()
 

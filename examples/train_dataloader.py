@@ -47,7 +47,7 @@ class ToyDenoiser(nn.Module):
             noisy: between latents and noise.
             time: 0 is the latents, 1 the noise.
             prompt_embeds: `[B, L, D]`.
-            mask: `[B, L]`, False where a row is padding.
+            mask: `[B, L]`, False where `collate` has filled up; of dense rows all True, pad rows included, as in FLUX.
         """
         rows = self.rows(prompt_embeds).masked_fill(~mask.unsqueeze(-1), float("-inf"))  # (B, L, _WIDTH)
         velocity: torch.Tensor = self.guess(torch.cat([rows.amax(dim=1), noisy, time], dim=-1))

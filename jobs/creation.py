@@ -39,10 +39,8 @@ def create_job(
     dtype = options.dtype or encoder.dtype
     limits = ChunkLimits(options.chunk_rows or limits.prompts, options.chunk_tokens or limits.tokens)
     sizes = Sizes.of(encoder, options.layout, dtype)
-    free_bytes = storage.free_bytes()
-    room_bytes = None if free_bytes is None else max(0, free_bytes - reserve_bytes)
     try:
-        starts, num_rows = _write_chunks(storage, names, cut(prompts, sizes, limits), sizes, room_bytes)
+        starts, num_rows = _write_chunks(storage, names, cut(prompts, sizes, limits), sizes, reserve_bytes)
         record = JobRecord(
             id=job_id,
             created_at=created_at,
@@ -82,10 +80,10 @@ def _clean_up(storage: Storage, names: JobNames) -> None:
 
 
 def _write_chunks(
-    storage: Storage, names: JobNames, chunks: Iterator[Chunk], sizes: Sizes, room_bytes: int | None
+    storage: Storage, names: JobNames, chunks: Iterator[Chunk], sizes: Sizes, reserve_bytes: int
 ) -> tuple[list[int], int]:
     """Write the prompts -> the position of each chunk's first, and of the end; rows to be stored of all."""
-    starts, num_rows = [0], 0
+    starts, num_rows, free_bytes = [0], 0, storage.free_bytes()
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="prompts") as pool:
         try:
@@ -93,8 +91,9 @@ def _write_chunks(
                 starts.append(chunk.start + len(chunk.prompts))
                 num_rows += chunk.rows
                 needed_bytes = sizes.stored_bytes(num_rows, chunk.index + 1)
-                if room_bytes is not None and needed_bytes > room_bytes:
-                    raise NotEnoughSpaceError(needed_bytes, room_bytes)  # noqa: TRY301 - what waits is for nothing then
+                if free_bytes is not None and needed_bytes > max(0, free_bytes - reserve_bytes):
+                    # What waits is for nothing then.
+                    raise NotEnoughSpaceError(needed_bytes, free_bytes, reserve_bytes)  # noqa: TRY301
                 pending.append(pool.submit(_write_chunk, storage, names.prompts(chunk.index), chunk))
                 if len(pending) > 2 * _WRITERS:
                     pending.popleft().result()

@@ -60,13 +60,23 @@ class NotEnoughSpaceError(JobsError):
 
     Attributes:
         needed_bytes: estimate for the results, at least.
-        free_bytes: what the storage has.
+        free_bytes: what the storage has left.
+        reserve_bytes: how much of that has to stay free.
     """
 
-    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
-        super().__init__(f"the results would take about {needed_bytes} bytes or more, the storage has {free_bytes}")
+    def __init__(self, needed_bytes: int, free_bytes: int, reserve_bytes: int) -> None:
+        super().__init__(
+            f"the results would take about {needed_bytes} bytes or more; the storage has {free_bytes} free, of which "
+            f"{reserve_bytes} have to stay free (LAYERSTACK_STORAGE_RESERVE_BYTES)"
+        )
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+        self.reserve_bytes = reserve_bytes
+
+    @property
+    def room_bytes(self) -> int:
+        """What the results may take."""
+        return max(0, self.free_bytes - self.reserve_bytes)
 
 
 class RecordFormatError(JobsError, ValueError):

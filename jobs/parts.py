@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
-from jobs.errors import PartFormatError
+from jobs.errors import PartFormatError, RecordFormatError
 from jobs.records import PartReport, PartSummary, Prompt, Record, RowError
 from jobs.tensors import DTYPES, Array, DtypeName, dense_rows, text_ids
 
@@ -280,12 +280,21 @@ def write_prompts(sink: IO[bytes], start: int, prompts: Sequence[Prompt]) -> Non
     pq.write_table(pa.table(columns, schema=PROMPT_SCHEMA), sink, compression="zstd", use_dictionary=False)
 
 
-def read_prompts(source: IO[bytes]) -> Iterator[tuple[int, Prompt]]:
-    """Yield a chunk's prompts with their positions in the job."""
-    with closing(pq.ParquetFile(source)) as file:
-        for batch in file.iter_batches(_PROMPTS_AT_ONCE):
-            for row in batch.to_pylist():
-                yield row["index"], Prompt(id=row["id"], prompt=row["prompt"])
+def read_prompts(source: IO[bytes], name: str) -> Iterator[tuple[int, Prompt]]:
+    """Yield a chunk's prompts with their positions in the job.
+
+    Raises:
+        RecordFormatError: the file, called `name` in the message, is damaged.
+    """
+    try:
+        with damage_told(name), closing(pq.ParquetFile(source)) as file:
+            for batch in file.iter_batches(_PROMPTS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield row["index"], Prompt(id=row["id"], prompt=row["prompt"])
+    except PartFormatError as exc:
+        raise RecordFormatError(str(exc)) from exc
+    except (KeyError, ValidationError) as exc:
+        raise RecordFormatError(f"{name} is damaged: it has no prompts of a job in it") from exc
 
 
 def _part_table(rows: Sequence[dict[str, Any]]) -> pa.Table:

@@ -52,7 +52,7 @@ class JobReader:
         except FileNotFoundError:
             return None
         except ValidationError as exc:
-            raise RecordFormatError(f"{name} is damaged, or of another version of layerstack: {exc}") from exc
+            raise RecordFormatError(f"{name} is damaged, or of another version of layerstack: {_first(exc)}") from exc
 
     def record(self, job_id: str) -> JobRecord:
         """Return what was asked."""
@@ -117,3 +117,9 @@ class JobReader:
     def _fixed(self, job_id: str) -> Fixed:
         record = self.record(job_id)
         return Fixed(record.owner, record.on_error)
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first thing that pydantic found wrong, in one line."""
+    first = error.errors()[0]
+    return ": ".join([*(str(name) for name in first["loc"]), first["msg"]])

@@ -189,9 +189,10 @@ class JobStore:
 
     def prompts(self, job_id: str, chunk: int) -> Iterator[tuple[int, Prompt]]:
         """Yield a chunk's prompts with their positions in the job."""
+        name = job_names(job_id).prompts(chunk)
         try:
-            with self.storage.open(job_names(job_id).prompts(chunk)) as file:
-                yield from read_prompts(file)
+            with self.storage.open(name) as file:
+                yield from read_prompts(file, name)
         except FileNotFoundError as exc:
             if not self.exists(job_id):
                 raise JobNotFoundError(job_id) from exc

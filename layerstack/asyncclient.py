@@ -9,13 +9,14 @@ from typing import Any, Self
 
 import anyio
 
-from jobs.records import EncoderInfo, JobStatus, JobView, Manifest
+from jobs.records import EncoderInfo, JobStatus, JobView, Manifest, View
 from jobs.tensors import DtypeName
-from layerstack.download import DownloadProgress, OnProgress, download
+from layerstack.address import job_path
+from layerstack.download import OnProgress, download, ignore_progress
 from layerstack.embeddings import Embeddings
 from layerstack.events import JobEvent, ended_well, job_events
 from layerstack.predicting import Predictor
-from layerstack.submission import Prompts, submit
+from layerstack.submission import Prompts, check_source, submit
 from layerstack.transport import OnRetry, Transport
 from layerstack.waiting import ShowWait, show_wait
 
@@ -23,27 +24,32 @@ TIMEOUT_S = 130.0
 RETRY_S = 60.0
 
 
-def _ignore(_told: DownloadProgress) -> None:
-    """Hear how far a download got, and do nothing."""
+class _Page(View):
+    """A page of jobs."""
+
+    jobs: list[JobView]
+    next: str | None
 
 
 class AsyncClient:
-    """Talks to a layerstack server; an async context manager that closes its connections.
+    """Talks to a layerstack server; an async context manager that closes its connections. For one event loop.
 
-    Every call raises `ServerUnreachableError` if nobody answers, and `ServerError` if the server says no. A server that
-    is busy or has no worker yet (429, 502, 503) is asked again, when its `Retry-After` says so.
+    Every call raises `ServerUnreachableError` if nobody answers, `ServerError` if the server says no, and
+    `UnexpectedAnswerError` if what answers is no server of ours. A server that is busy or has no worker yet (429, 502,
+    503) is asked again, when its `Retry-After` says so; so is one that has been there and is started again.
 
     Args:
         url: of the server; default the environment variable `LAYERSTACK_URL`, or this machine.
         api_key: a key of the server, if it has any; default the environment variable `LAYERSTACK_API_KEY`.
         timeout_s: seconds that an answer may take.
-        retry_s: seconds that a call may spend on asking again.
+        retry_s: seconds that a call may wait, all together, to ask again.
         on_retry: told why before each time, and how many seconds it waits.
 
     Attributes:
         jobs: long prompt lists.
 
     Raises:
+        AddressError: the URL is none.
         ApiKeyError: the key has characters that no key has.
     """
 
@@ -77,7 +83,7 @@ class AsyncClient:
 
     async def encoder(self) -> EncoderInfo:
         """Return what the server says of its encoder."""
-        return EncoderInfo.model_validate(await self._transport.json("GET", "/encoder", repeatable=True))
+        return await self._transport.ask(EncoderInfo, "GET", "/encoder")
 
     async def predict(self, prompts: str | Sequence[str], *, dtype: DtypeName | None = None) -> Embeddings:
         """Return the embeddings of one prompt or many, in order.
@@ -89,7 +95,10 @@ class AsyncClient:
             prompts: a prompt or a list of them; thousands are a case for `jobs.submit`.
             dtype: of the rows; default the encoder's. What float16 cannot hold becomes infinite.
         """
-        return await self._predictor.predict([prompts] if isinstance(prompts, str) else list(prompts), dtype)
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        check_source("predict", prompts)
+        return await self._predictor.predict(list(prompts), dtype)
 
 
 class AsyncJobs:
@@ -109,6 +118,9 @@ class AsyncJobs:
         id_column: str = "id",
     ) -> AsyncJob:
         """Make a job; returns before it is done.
+
+        Prompts are read in another thread: an iterator may wait, but not be one that belongs to this thread, as rows of
+        sqlite3 do.
 
         Args:
             prompts: the `Path` of a `.txt`, `.jsonl`, `.csv` or `.parquet` file, `.gz` and `.zst` included; or
@@ -141,35 +153,36 @@ class AsyncJobs:
 
     async def view(self, job_id: str) -> JobView:
         """Return how far a job got."""
-        return JobView.model_validate(await self._transport.json("GET", f"/jobs/{job_id}", repeatable=True))
+        return await self._transport.ask(JobView, "GET", job_path(job_id))
 
     async def list(
-        self, *, limit: int = 20, after: str | None = None, status: Sequence[JobStatus | str] = ()
+        self, *, limit: int = 20, after: str | None = None, status: JobStatus | str | Sequence[JobStatus | str] = ()
     ) -> list[JobView]:
         """Return jobs, newest first: those older than `after`, and in one of `status`, if these are given."""
         found: list[JobView] = []
+        statuses = [status] if isinstance(status, str) else [str(each) for each in status]
         while len(found) < limit:
             # With a status, a page may have fewer jobs than there are, or none, and a next one all the same.
-            params = {"limit": min(100, limit - len(found)), "after": after, "status": list(map(str, status))}
+            params = {"limit": min(100, limit - len(found)), "after": after, "status": statuses}
             given = {name: value for name, value in params.items() if value}
-            page = await self._transport.json("GET", "/jobs", params=given, repeatable=True)
-            found += [JobView.model_validate(job) for job in page["jobs"]]
-            after = page["next"]
+            page = await self._transport.ask(_Page, "GET", "/jobs", params=given)
+            found += page.jobs
+            after = page.next
             if after is None:
                 break
         return found
 
     async def cancel(self, job_id: str) -> JobView:
         """Stop a job between two batches; what is done stays."""
-        return JobView.model_validate(await self._transport.json("POST", f"/jobs/{job_id}/cancel", repeatable=True))
+        return await self._transport.ask(JobView, "POST", f"{job_path(job_id)}/cancel")
 
     async def retry(self, job_id: str) -> JobView:
         """Do what is missing of a job that failed or was cancelled; check and repair one that succeeded."""
-        return JobView.model_validate(await self._transport.json("POST", f"/jobs/{job_id}/retry", repeatable=True))
+        return await self._transport.ask(JobView, "POST", f"{job_path(job_id)}/retry")
 
     async def delete(self, job_id: str) -> None:
         """Delete a job and its results, at once and for good."""
-        await self._transport.send("DELETE", f"/jobs/{job_id}")
+        await self._transport.send("DELETE", job_path(job_id))
 
     def events(self, job_id: str, *, patience_s: float = 300.0) -> AsyncGenerator[JobEvent]:
         """Yield what happens to a job until its end; lost connections and restarts of the server do not show.
@@ -204,7 +217,7 @@ class AsyncJobs:
                         show(job)
         return ended_well(job_id, job)
 
-    async def download(self, job_id: str, folder: Path | str, *, on_progress: OnProgress = _ignore) -> Manifest:
+    async def download(self, job_id: str, folder: Path | str, *, on_progress: OnProgress = ignore_progress) -> Manifest:
         """Download a finished job to `folder`, which `layerstack.read` opens; four parts at a time.
 
         Parts that are there already, and are what the manifest says, stay; one that broke off goes on where it stopped,
@@ -261,7 +274,7 @@ class AsyncJob:
         """Yield what happens to it; as `AsyncJobs.events`."""
         return self._jobs.events(self.id)
 
-    async def download(self, folder: Path | str, *, on_progress: OnProgress = _ignore) -> Manifest:
+    async def download(self, folder: Path | str, *, on_progress: OnProgress = ignore_progress) -> Manifest:
         """Download its results; as `AsyncJobs.download`."""
         return await self._jobs.download(self.id, folder, on_progress=on_progress)
 

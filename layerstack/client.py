@@ -10,7 +10,7 @@ from typing import Any, Self
 from jobs.records import EncoderInfo, JobStatus, JobView, Manifest
 from jobs.tensors import DtypeName
 from layerstack.asyncclient import RETRY_S, TIMEOUT_S, AsyncClient, AsyncJobs
-from layerstack.download import DownloadProgress, OnProgress
+from layerstack.download import OnProgress, ignore_progress
 from layerstack.embeddings import Embeddings
 from layerstack.events import JobEvent
 from layerstack.parallel import EventLoopThread
@@ -19,16 +19,11 @@ from layerstack.transport import OnRetry
 from layerstack.waiting import ShowWait
 
 
-def _ignore(_told: DownloadProgress) -> None:
-    """Hear how far a download got, and do nothing."""
-
-
 class Client:
     """Talks to a layerstack server; a context manager that closes its connections.
 
     Arguments and errors are those of `AsyncClient`. Threads may share one; the fork of a process needs its own.
-    Functions that are told of something, as `on_retry`, are called from another
-    thread, and cannot use the client themselves.
+    Functions that are told of something, as `on_retry`, are called from another thread.
 
     Attributes:
         jobs: long prompt lists.
@@ -110,7 +105,7 @@ class Jobs:
         return self._loop.run(partial(self._async.view, job_id))
 
     def list(
-        self, *, limit: int = 20, after: str | None = None, status: Sequence[JobStatus | str] = ()
+        self, *, limit: int = 20, after: str | None = None, status: JobStatus | str | Sequence[JobStatus | str] = ()
     ) -> list[JobView]:
         """Return jobs, newest first: those older than `after`, and in one of `status`, if these are given."""
         return self._loop.run(partial(self._async.list, limit=limit, after=after, status=status))
@@ -140,7 +135,7 @@ class Jobs:
         """
         return self._loop.run(partial(self._async.wait, job_id, progress=progress, timeout_s=timeout_s))
 
-    def download(self, job_id: str, folder: Path | str, *, on_progress: OnProgress = _ignore) -> Manifest:
+    def download(self, job_id: str, folder: Path | str, *, on_progress: OnProgress = ignore_progress) -> Manifest:
         """Download a finished job to `folder`, which `layerstack.read` opens, going on where it stopped.
 
         Raises:
@@ -187,7 +182,7 @@ class Job:
         """Yield what happens to it; as `Jobs.events`."""
         return self._jobs.events(self.id)
 
-    def download(self, folder: Path | str, *, on_progress: OnProgress = _ignore) -> Manifest:
+    def download(self, folder: Path | str, *, on_progress: OnProgress = ignore_progress) -> Manifest:
         """Download its results; as `Jobs.download`."""
         return self._jobs.download(self.id, folder, on_progress=on_progress)
 

@@ -13,20 +13,20 @@ from typing import IO
 
 import anyio
 import anyio.to_thread
-import httpx
 from pydantic import ValidationError
 
 from jobs.files import remove_unfinished, sha256_of, sync_folder, written_whole
 from jobs.layout import JobNames
 from jobs.records import Manifest, PartSummary
+from layerstack.address import job_path
 from layerstack.errors import DownloadError, LayerstackError, ServerError, ServerUnreachableError
 from layerstack.parallel import in_parallel
-from layerstack.transport import Transport
+from layerstack.transport import Transport, patient_wait_s, record
 
 _AT_A_TIME = 4
-# Breaks in a row after which a part is given up, if no byte of it came between two.
-_BREAKS = 6
-_FIRST_WAIT_S = 0.5
+# A part is given up after so many answers without a byte of it, or so many seconds without an answer.
+_EMPTY_ANSWERS = 6
+_PATIENCE_S = 300.0
 _SILENCE_S = 60.0
 _PARTIAL = ".partial"
 
@@ -44,10 +44,14 @@ class DownloadProgress:
 OnProgress = Callable[[DownloadProgress], None]
 
 
+def ignore_progress(_now: DownloadProgress) -> None:
+    """Hear how far a download got, and do nothing."""
+
+
 async def download(transport: Transport, job_id: str, folder: Path, on_progress: OnProgress) -> Manifest:
     """Download a finished job; `AsyncJobs.download` says how."""
-    response = await transport.send("GET", f"/jobs/{job_id}/results", repeatable=True)
-    manifest = Manifest.model_validate_json(response.content)
+    response = await transport.send("GET", f"{job_path(job_id)}/results", repeatable=True)
+    manifest = record(Manifest, response.content, transport.url)
     target = _make_ready(folder, manifest)
     counter = _Counter(DownloadProgress(parts=len(manifest.parts), bytes=manifest.bytes), on_progress)
     parts = [_Part(transport, job_id, part, Path(target.part(part.index)), counter) for part in manifest.parts]
@@ -91,6 +95,7 @@ class _Part:
         partial_path = self.path.with_name(f".{self.path.name}.{self.part.sha256[:16]}{_PARTIAL}")
         with self._open(partial_path) as file:
             resumed = await anyio.to_thread.run_sync(self._take_over, file)
+            self.counter.add(bytes_=self.size)
             await self._receive(file)
             if resumed and not self._is_right:  # what was there was damaged, or the job has been repaired since
                 self._begin_anew(file)
@@ -135,24 +140,27 @@ class _Part:
         """Go on from what is there -> whether there was anything."""
         file.seek(0)
         while piece := file.read(2**20):
-            self._count(piece)
+            self._note(piece)
         if self.size > self.part.bytes:
-            self._begin_anew(file)
+            self._forget(file)
         return self.size > 0
 
     def _begin_anew(self, file: IO[bytes]) -> None:
         self.counter.add(bytes_=-self.size)
+        self._forget(file)
+
+    def _forget(self, file: IO[bytes]) -> None:
         self.size, self.digest = 0, hashlib.sha256()
         file.truncate(0)
 
-    def _count(self, piece: bytes) -> None:
+    def _note(self, piece: bytes) -> None:
         self.size += len(piece)
         self.digest.update(piece)
-        self.counter.add(bytes_=len(piece))
 
     async def _receive(self, file: IO[bytes]) -> None:
         """Read what is missing, across breaks."""
-        breaks = 0
+        empty_answers = faults = 0
+        last_byte = anyio.current_time()
         while self.size < self.part.bytes:
             before = self.size
             try:
@@ -162,32 +170,45 @@ class _Part:
                 if isinstance(exc, ServerError) and not exc.is_temporary:
                     raise
                 fault = exc
-            breaks = 1 if self.size > before else breaks + 1
-            if breaks == _BREAKS:
+            if self.size > before:
+                empty_answers, faults, last_byte = 0, 0, anyio.current_time()
+            elif _has_answered(fault):
+                empty_answers += 1
+            if empty_answers == _EMPTY_ANSWERS or anyio.current_time() - last_byte > _PATIENCE_S:
                 raise DownloadError(
                     f"{self._name} breaks off at byte {self.size} of {self.part.bytes}: {fault}; the same command "
                     "goes on from there"
                 ) from fault
             if self.size < self.part.bytes:
-                asked_s = fault.retry_after_s if isinstance(fault, ServerError) else None
-                await anyio.sleep(asked_s or _FIRST_WAIT_S * 2 ** (breaks - 1))
+                faults += 1
+                wait_s = patient_wait_s(fault, faults)
+                self.transport.on_retry(fault, wait_s)
+                await anyio.sleep(wait_s)
 
     async def _read_on(self, file: IO[bytes]) -> None:
-        headers = {"Range": f"bytes={self.size}-"} if self.size else {}
-        async with self.transport.stream(
-            f"/jobs/{self.job_id}/parts/{self.part.index}", headers, read_s=_SILENCE_S
-        ) as response:
-            if self.size and response.status_code != httpx.codes.PARTIAL_CONTENT:
+        # Compressed on the way, its bytes would not be counted as those of the part.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={self.size}-"} if self.size else {})
+        path = f"{job_path(self.job_id)}/parts/{self.part.index}"
+        async with self.transport.stream(path, headers, read_s=_SILENCE_S) as response:
+            if self.size and not response.headers.get("content-range", "").startswith(f"bytes {self.size}-"):
                 self._begin_anew(file)
             async for piece in response.aiter_bytes():
                 file.write(piece)
-                self._count(piece)
+                self._note(piece)
+                self.counter.add(bytes_=len(piece))
+                if self.size > self.part.bytes:
+                    return  # which is not what the manifest says
 
     def _publish(self, file: IO[bytes], partial_path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
         partial_path.replace(self.path)
         sync_folder(self.path.parent)
+
+
+def _has_answered(fault: LayerstackError) -> bool:
+    """Whether a server was there, and not busy, that yet did not send what it should have."""
+    return not isinstance(fault, ServerError) and (not isinstance(fault, ServerUnreachableError) or fault.was_sent)
 
 
 def _make_ready(folder: Path, manifest: Manifest) -> JobNames:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import numpy as np
 
 from jobs.errors import TensorFormatError
 from jobs.tensors import Array, dense_rows, load_tensors, text_ids
+from layerstack.errors import UnexpectedAnswerError
 
 if TYPE_CHECKING:
     import torch
@@ -83,10 +84,10 @@ def parse(content: bytes) -> Embeddings | None:
         None if the rows of the tokens alone do not tell the dense rows: the encoder pads at the right.
 
     Raises:
-        TensorFormatError: the bytes are no such answer.
+        UnexpectedAnswerError: the bytes are no such answer.
     """
-    tensors, metadata = load_tensors(content)
     try:
+        tensors, metadata = load_tensors(content)
         num_prefix, max_length = int(metadata["num_prefix_tokens"]), int(metadata["max_length"])
         num_tokens = [int(count) for count in tensors["num_tokens"]]
         is_dense = "prompt_embeds" in tensors
@@ -103,24 +104,23 @@ def parse(content: bytes) -> Embeddings | None:
             max_length=max_length,
             fingerprint=metadata["fingerprint"],
         )
-    except (KeyError, ValueError, IndexError) as exc:
-        raise TensorFormatError(f"not an answer of a layerstack server of this version: {exc!r} is missing") from exc
+    except (TensorFormatError, KeyError, ValueError, IndexError) as exc:
+        raise UnexpectedAnswerError(f"not the tensors that a layerstack server of this version sends: {exc!r}") from exc
 
 
 def joined(answers: Iterable[Embeddings]) -> Embeddings:
     """Put the answers to pieces of a list together.
 
     Raises:
-        TensorFormatError: they come from different encoders, or there are none.
+        UnexpectedAnswerError: they come from different encoders.
     """
-    parts: Sequence[Embeddings] = list(answers)
-    if not parts:
-        raise TensorFormatError("no answers to put together")
-    first = parts[0]
-    if len(parts) == 1:
+    first, *others = parts = list(answers)
+    if not others:
         return first
     if len(fingerprints := {part.fingerprint for part in parts}) > 1:
-        raise TensorFormatError(f"the server's encoder changed between two answers: {', '.join(sorted(fingerprints))}")
+        raise UnexpectedAnswerError(
+            f"the server's encoder changed between two answers: fingerprints {', '.join(sorted(fingerprints))}"
+        )
     return Embeddings(
         own_rows=[rows for part in parts for rows in part.own_rows],
         prefix_rows=first.prefix_rows,

@@ -4,6 +4,8 @@ LayerstackError
 ├── ServerUnreachableError   nobody answers at the URL
 ├── AnswerLostError          the connection broke after a job was sent: it may exist
 ├── ServerError              the server answered with a problem document
+├── UnexpectedAnswerError    what answers is no server of ours, or its encoder changed between two answers
+├── AddressError             a URL of a server, or an id of a job, is none
 ├── PromptsError             prompts to be submitted are none
 ├── JobEndedError            a job ended otherwise than succeeded
 ├── DownloadError            a downloaded part is not what the manifest says
@@ -76,6 +78,14 @@ class ServerError(LayerstackError):
     def kind(self) -> str:
         """The type of the problem without what all types begin with, "queue-full" say; empty if there is none."""
         return str(self.problem.get("type", "")).removeprefix(_PROBLEM)
+
+
+class UnexpectedAnswerError(LayerstackError):
+    """What answers is no server of ours, or of another version; or its encoder changed between two answers."""
+
+
+class AddressError(LayerstackError, ValueError):
+    """A URL of a server, or an id of a job, is none."""
 
 
 class PromptsError(LayerstackError, ValueError):

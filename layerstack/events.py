@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import anyio
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
+from pydantic import Field
 
 from jobs.records import JobStatus, JobView, PartView
-from layerstack.errors import JobEndedError, ServerError, ServerUnreachableError
-from layerstack.transport import Transport
+from layerstack.address import job_path
+from layerstack.errors import JobEndedError, ServerError, ServerUnreachableError, UnexpectedAnswerError
+from layerstack.transport import Transport, patient_wait_s, record
 
 # The server sends a comment every 15 s.
 _SILENCE_S = 60.0
@@ -46,27 +48,34 @@ async def job_events(transport: Transport, job_id: str, *, patience_s: float) ->
         ServerUnreachableError: it was away for longer, or nobody answered at all.
         ServerError: there is no such job, say.
     """
-    seen, is_known = "", False
+    seen, is_known, failures = "", False, 0
     last_word = anyio.current_time()
     while True:
         try:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": seen} if seen else {})
-            async with transport.stream(f"/jobs/{job_id}/events", headers, read_s=_SILENCE_S) as response:
+            async with transport.stream(f"{job_path(job_id)}/events", headers, read_s=_SILENCE_S) as response:
                 if response.status_code == httpx.codes.NO_CONTENT:
                     return
                 is_known = True
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    raise UnexpectedAnswerError(f"{transport.url} answers what no layerstack server does: no events")
                 async for message in EventSource(response).aiter_sse():
-                    last_word = anyio.current_time()
+                    last_word, failures = anyio.current_time(), 0
                     seen = message.id or seen
-                    if (event := _parsed(message)) is not None:
+                    if (event := _parsed(message, transport.url)) is not None:
                         yield event
                         if event.kind in {"end", "deleted"}:
                             return
+            wait_s = _WAIT_S
         except (ServerUnreachableError, ServerError) as exc:
-            is_final = isinstance(exc, ServerError) and not exc.is_temporary
-            if is_final or not is_known or anyio.current_time() - last_word > patience_s:
+            is_busy = isinstance(exc, ServerError) and exc.is_temporary
+            is_lost = isinstance(exc, ServerUnreachableError) and is_known
+            if not (is_busy or is_lost) or anyio.current_time() - last_word > patience_s:
                 raise
-        await anyio.sleep(_WAIT_S)
+            failures += 1
+            wait_s = patient_wait_s(exc, failures)
+            transport.on_retry(exc, wait_s)
+        await anyio.sleep(wait_s)
 
 
 def ended_well(job_id: str, job: JobView | None) -> JobView:
@@ -83,19 +92,21 @@ def ended_well(job_id: str, job: JobView | None) -> JobView:
     return job
 
 
-def _parsed(message: ServerSentEvent) -> JobEvent | None:
+def _parsed(message: ServerSentEvent, url: str) -> JobEvent | None:
     """Return an event, or None for a kind that this version does not know."""
     match message.event:
         case "progress" | "end" as kind:
-            return JobEvent(kind, job=JobView.model_validate(_whole(message.json())))
+            return JobEvent(kind, job=record(_EventJob, message.data, url))
         case "part":
-            return JobEvent("part", part=PartView.model_validate(message.json()))
+            return JobEvent("part", part=record(PartView, message.data, url))
         case "deleted":
             return JobEvent("deleted")
         case _:
             return None
 
 
-def _whole(job: dict[str, Any]) -> dict[str, Any]:
-    """Add the parts that events leave out."""
-    return {"parts": [], "parts_next": None} | job
+class _EventJob(JobView):
+    """A job as events show it, without parts."""
+
+    parts: list[PartView] = Field(default_factory=list)
+    parts_next: int | None = None

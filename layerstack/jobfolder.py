@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from jobs.errors import NotEnoughSpaceError, RecordFormatError
+from jobs.layout import JOBS, job_names
 from jobs.local_storage import LocalStorage
-from jobs.records import JobRecord, Record
+from jobs.records import JobRecord, Manifest, Record
 from layerstack.errors import OfflineError, OtherResultsError
+from layerstack.sizes import size_text
 
 _LOCK = ".encode.lock"
 # Written before `job.json`, which says that all of them are there.
@@ -61,21 +65,29 @@ class JobFolder(LocalStorage):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder, and keep others out of it.
+        """Make the folder, and keep others out of it; a folder that stays empty goes again, if it was made here.
 
         Raises:
-            OtherResultsError: it is there, and has files in it that we did not write.
+            OtherResultsError: it is there, and has files in it that we did not write; they stay as they are.
             OfflineError: somebody else is at it.
             StorageError: it cannot be used.
         """
         self._check_content()
-        self.check()
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         try:
+            self.check()
             with FileLock(self.root / _LOCK, timeout=0):
-                self._check_content()
-                yield
+                try:
+                    self._check_content()
+                    yield
+                finally:
+                    self._remove_lone_lock()
         except Timeout as exc:
             raise OfflineError(f"{self.root} is being written to by another `layerstack encode`") from exc
+        finally:
+            with suppress(OSError):  # something is in it
+                for folder in made:
+                    folder.rmdir()
 
     def record(self) -> JobRecord | None:
         """Return what was asked; None if nothing is there, or only the beginning of it.
@@ -104,6 +116,35 @@ class JobFolder(LocalStorage):
             raise OtherResultsError(
                 f"{self.root} holds the job {record.id}, which `{_MADE_BY}` did not make; choose another -o"
             ) from exc
+
+    def told(self, exc: RecordFormatError | NotEnoughSpaceError) -> OfflineError:
+        """Return an error that says what is wrong with this folder, and what to do."""
+        if isinstance(exc, NotEnoughSpaceError):
+            return OfflineError(
+                f"{self.root}: the results would take about {size_text(exc.needed_bytes)} or more, "
+                f"{size_text(exc.free_bytes)} are free there, and {size_text(exc.reserve_bytes)} have to stay free "
+                "(LAYERSTACK_STORAGE_RESERVE_BYTES); make room, or choose an -o on another disk"
+            )
+        message = re.sub(rf"(?<!\S){JOBS}/[^/\s]+/", lambda _: f"{self.root}/", str(exc))  # names in a storage
+        return OfflineError(
+            f"{message}; what {self.root} holds cannot go on from here: delete it, or choose another -o"
+        )
+
+    def whole_manifest(self) -> Manifest | None:
+        """Return what came out, if each part is there, as long as it should be; no part is read.
+
+        A manifest that is damaged counts for none: it is made anew when all parts have been checked.
+        """
+        try:
+            manifest = Manifest.model_validate_json((self.root / "manifest.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        names = job_names(manifest.job_id)
+        return manifest if all(self.size(names.part(part.index)) == part.bytes for part in manifest.parts) else None
+
+    def remove_manifest(self) -> None:
+        """Remove the manifest, so that all parts are checked before there is one again."""
+        self.delete(_below("manifest.json"))
 
     def clear_beginning(self) -> None:
         """Remove what was written of a job before it was one, and what writers that died left."""
@@ -139,7 +180,8 @@ class JobFolder(LocalStorage):
             return
         except NotADirectoryError as exc:
             raise OtherResultsError(f"{self.root} is no folder; choose another -o") from exc
-        if "job.json" in found:
+        if (record := self.record()) is not None:
+            self.origin(record)
             return
         foreign = sorted(name for name in found if not name.startswith("."))
         if _LOCK in found:
@@ -149,6 +191,12 @@ class JobFolder(LocalStorage):
             raise OtherResultsError(
                 f"{self.root} has other files in it ({shown}); choose another -o, or an empty folder"
             )
+
+    def _remove_lone_lock(self) -> None:
+        """Remove our lock if there is nothing else; whoever waits for it sees that it is gone, and makes another."""
+        with suppress(OSError):  # what cannot be tidied up stays
+            if [path.name for path in self.root.iterdir()] == [_LOCK]:
+                (self.root / _LOCK).unlink()
 
 
 def differences(record: JobRecord, wanted: Mapping[str, object]) -> list[str]:

@@ -1,7 +1,6 @@
-"""Encodes on this machine, without server and broker: a prompt file into the files of a job, or a few prompts.
+"""Encodes on this machine, without server and broker: a prompt file into the files of a job.
 
-The one file of this room that imports `encoder`, `worker` and `api`, and only when it is called: torch takes seconds to
-import, and a client does without all three.
+Imports `encoder` and `worker` only when it is called: torch takes seconds to import, and a client does without both.
 """
 
 from __future__ import annotations
@@ -10,22 +9,22 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.chunking import ChunkLimits
-from jobs.errors import NoPromptsError, StorageError, StorageFullError
+from jobs.errors import NotEnoughSpaceError, RecordFormatError, StorageError, StorageFullError
 from jobs.files import sha256_of
-from jobs.layout import job_names
-from jobs.records import EncoderInfo, JobOptions, JobRecord, Manifest, Prompt
+from jobs.records import JobOptions, JobRecord, Manifest
 from jobs.results import Verified, finalise
 from jobs.settings import Settings
 from jobs.store import JobStore
-from jobs.tensors import Array
 from layerstack.encodingprogress import TELL_EVERY_S, Progress, Watcher
-from layerstack.errors import OfflineError, OtherResultsError, PromptFileError
+from layerstack.errors import OfflineError, OtherResultsError
 from layerstack.jobfolder import JobFolder, Origin, differences
+from layerstack.localencoder import check_prompts, check_settings, device_faults_told, kind_of, load, read_prompts
 
 if TYPE_CHECKING:
     from encoder import Encoder
@@ -51,7 +50,9 @@ class Outcome:
     parts_written: int
 
 
-def encode_file(file: Path, folder: Path, *, settings: Settings, options: JobOptions, watcher: Watcher) -> Outcome:
+def encode_file(
+    file: Path, folder: Path, *, settings: Settings, options: JobOptions, watcher: Watcher, read_again: bool = False
+) -> Outcome:
     """Encode a prompt file into `folder`, with the files that a job has; goes on where an earlier call was stopped.
 
     The parts that are there stay, and are checked at the end. If all of it is there and everything is named as it was,
@@ -63,135 +64,126 @@ def encode_file(file: Path, folder: Path, *, settings: Settings, options: JobOpt
         settings: name the model, and the limits of a chunk if the options do not.
         options: how the rows are stored.
         watcher: hears how far it is.
+        read_again: read all parts also if all of it is there, and do damaged ones anew; else their sizes have to do.
 
     Raises:
         PromptFileError: the file is bad, or has no prompt in it.
         OtherResultsError: the folder has something else in it; nothing of it has been touched.
         OfflineError: it cannot be done, or not now; what is done stays.
-        JobsError: the folder cannot be used, or has no room for the results.
+        JobsError: the folder cannot be used.
         OSError: the file cannot be opened.
         KeyboardInterrupt: Ctrl-C; what is done stays.
     """
-    origin, job_folder = _origin(file, settings, options), JobFolder(folder)
-    store = JobStore(job_folder)
-    with job_folder.locked(), _told(file):
-        record = job_folder.record()
-        if record is None:
-            encoder = _loaded(settings, watcher)
-            record = _created(store, job_folder, file, origin, settings, options, encoder)
-        else:
-            is_named_alike = _check_same(job_folder, record, origin, settings, options)
-            is_whole = _is_whole(store, record.id)
-            if not (is_whole and is_named_alike):
-                encoder = _loaded(settings, watcher)
-                _check_encoder(job_folder, record, options, encoder)
-            if is_whole:
-                return Outcome(job_folder.root, store.manifest(record.id), 0)
-        job_folder.remove_all_unfinished()
-        parts_written = _encode(store, record, settings, encoder, watcher)
-        return Outcome(job_folder.root, store.manifest(record.id), parts_written)
+    run = _Run(file, JobFolder(folder), settings, options, watcher)
+    origin = _origin(file, settings, options)
+    with run.folder.locked(), _told(run.folder):
+        record = run.folder.record()
+        return run.begin(origin) if record is None else run.go_on(record, origin, read_again=read_again)
 
 
-def _loaded(settings: Settings, watcher: Watcher) -> Encoder:
-    watcher.loading(settings.model or "")
-    return load(settings)
+@dataclass(frozen=True)
+class _Run:
+    """One call of `encode_file`: what it was given, and what it has found out of the parts."""
 
+    file: Path
+    folder: JobFolder
+    settings: Settings
+    options: JobOptions
+    watcher: Watcher
+    verified: Verified = field(default_factory=Verified)
 
-def load(settings: Settings) -> Encoder:
-    """Load the model of the settings.
+    @cached_property
+    def store(self) -> JobStore:
+        return JobStore(self.folder)
 
-    Raises:
-        OfflineError: it cannot be loaded.
-    """
-    from encoder import EncoderError
-    from worker.model import load_encoder
-
-    try:
-        return load_encoder(settings)
-    except EncoderError as exc:
-        raise OfflineError(f"the encoder cannot be loaded: {exc}") from exc
-
-
-class LocalEncoder:
-    """The model of the settings, for a few prompts at a time; numpy in and out.
-
-    Attributes:
-        info: what it says of itself.
-
-    Raises:
-        OfflineError: it cannot be loaded.
-    """
-
-    def __init__(self, settings: Settings) -> None:
+    def begin(self, origin: Origin) -> Outcome:
+        """Do all of it; what is cheap to find wrong is told before the minutes that loading takes."""
         from worker.rows import describe
 
-        self._encoder = load(settings)
-        self.info: EncoderInfo = describe(self._encoder)
+        check_prompts(self.file, self.settings)
+        check_settings(self.settings)
+        encoder = self._loaded()
+        self.folder.clear_beginning()
+        record = self.store.create(
+            read_prompts(self.file, self.settings),
+            options=self.options,
+            encoder=describe(encoder),
+            limits=ChunkLimits(self.settings.chunk_rows, self.settings.chunk_tokens),
+            metadata=origin.model_dump(),
+            reserve_bytes=self.settings.storage_reserve_bytes,
+        )
+        return self._outcome(record, self._encode(record, encoder, read_all=False))
 
-    def dense(self, prompts: Sequence[str]) -> tuple[Array, Array]:
-        """Return `prompt_embeds [B, L, D]` and `text_ids [B, L, 4]`.
+    def go_on(self, record: JobRecord, origin: Origin, *, read_again: bool) -> Outcome:
+        """Do what is missing.
 
         Raises:
-            OfflineError: a prompt cannot be encoded.
+            OtherResultsError: the folder is of other prompts, of other options or of another encoder.
         """
-        from encoder import PromptError
-        from worker.rows import to_numpy
+        is_named_alike = _check_same(self.folder, record, origin, self.settings, self.options)
+        whole = self.folder.whole_manifest()
+        if whole is None or read_again:
+            self.store.num_rows(record.id, 0)  # a damaged chunks.json is told before anything is loaded or changed
+        encoder = None if whole and is_named_alike else self._loaded_for(record)
+        if whole and not read_again:
+            return Outcome(self.folder.root, whole, 0)
+        self.folder.remove_manifest()
+        parts_written = 0
+        if whole is None or self._finalise(record, read_all=True):
+            parts_written = self._encode(record, encoder or self._loaded_for(record), read_all=read_again)
+        return self._outcome(record, parts_written)
 
-        try:
-            prompt_embeds, text_ids = self._encoder.dense(self._encoder.encode(prompts))
-        except PromptError as exc:
-            raise OfflineError(str(exc)) from exc
-        return to_numpy(prompt_embeds), to_numpy(text_ids)
+    def _loaded(self) -> Encoder:
+        self.watcher.loading(self.settings.model or "")
+        return load(self.settings)
 
-    def token(self, prompt: str, row: int) -> str:
-        """Return what row `row` of a dense prompt is of: a token of its own, the prefix, or padding."""
-        tokenizer, info = self._encoder.tokenizer, self.info
-        own_ids = tokenizer([prompt])[0].own_ids
-        first = info.max_length - len(own_ids) if info.padding_side == "left" else info.num_prefix_tokens
-        if first <= row < first + len(own_ids):
-            return repr(tokenizer.text(own_ids[row - first]))
-        return "prefix" if first - info.num_prefix_tokens <= row < first else "padding"
+    def _loaded_for(self, record: JobRecord) -> Encoder:
+        check_settings(self.settings)
+        encoder = self._loaded()
+        _check_encoder(self.folder, record, self.options, encoder)
+        return encoder
 
+    def _outcome(self, record: JobRecord, parts_written: int) -> Outcome:
+        return Outcome(self.folder.root, self.store.manifest(record.id), parts_written)
 
-def read_prompts(file: Path, settings: Settings) -> Iterator[Prompt]:
-    """Yield the prompts of a file, as the API reads them.
+    def _encode(self, record: JobRecord, encoder: Encoder, *, read_all: bool) -> int:
+        """Encode what is missing of a job, and check all of it -> how many parts have been written."""
+        from encoder import Engine
+        from worker.chunks import ChunkEncoder
+        from worker.recall import Recall
 
-    Raises:
-        PromptFileError: a line, a row or the file is bad; it names which, what is there and what is allowed.
-        OSError: it cannot be read.
-    """
-    from api.compressed import file_coding
-    from api.jobrequest import PromptUpload
-    from api.problems import Problem
-    from api.uploads import PromptFile
+        settings = self.settings
+        self.folder.remove_all_unfinished()
+        with Engine(encoder) as engine:
+            recall = Recall(engine, settings.deduplicate_rows)
+            chunks = ChunkEncoder(self.store, engine, recall, settings.storage_reserve_bytes)
+            for _ in range(_ROUNDS):
+                _encode_missing(self.store, record, chunks, settings.bulk_threads, self.watcher)
+                bad = self._finalise(record, read_all=read_all or settings.verify_parts == "full")
+                if not bad:
+                    return chunks.written.totals()["written_parts"]
+        raise OfflineError(f"the parts {bad} come out damaged each time; is the disk sound? {GO_ON}")
 
-    kind, (coding, _) = PromptFile(_kind(file)), file_coding(file.name, None)
-    with file.open("rb") as content:
-        try:
-            yield from PromptUpload(content, kind, coding, JobOptions(), {}, "file").prompts(settings)
-        except Problem as exc:
-            setting = " (LAYERSTACK_PROMPT_MAX_CHARS)" if exc.kind == "prompt-too-long" else ""
-            raise PromptFileError(f"{file}: {exc.detail}{setting}") from exc
-
-
-def _kind(file: Path) -> str:
-    from api.compressed import file_coding
-    from api.uploads import recognise
-
-    _, name = file_coding(file.name, None)
-    kind = recognise(name, None)
-    if kind is None:
-        raise PromptFileError(
-            f"{file}: not a prompt file, by its name: .txt, .jsonl, .csv or .parquet; .gz or .zst may follow"
-        )
-    return kind.value
+    def _finalise(self, record: JobRecord, *, read_all: bool) -> list[int]:
+        """Check all parts that have not been found good, and write the manifest -> the chunks to be done anew."""
+        stopping = threading.Event()
+        with ThreadPoolExecutor(1, thread_name_prefix="finalise") as pool:
+            future: Future[list[int]] = pool.submit(
+                finalise, self.store, record.id, read_all=read_all, should_stop=stopping.is_set, verified=self.verified
+            )
+            try:
+                while wait([future], timeout=TELL_EVERY_S).not_done:
+                    self.watcher.checking(len(self.verified.parts), record.num_chunks)
+            finally:
+                stopping.set()
+        return future.result()
 
 
 def _origin(file: Path, settings: Settings, options: JobOptions) -> Origin:
     model = settings.model or ""
     return Origin(
         prompt_file=file.name,
-        prompt_kind=_kind(file),
+        prompt_kind=kind_of(file),
         prompt_sha256=sha256_of(file),
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
         revision=settings.model_revision or "",
@@ -246,54 +238,6 @@ def _other_options(folder: JobFolder, different: Sequence[str]) -> OtherResultsE
     )
 
 
-def _is_whole(store: JobStore, job_id: str) -> bool:
-    """Whether a job has succeeded, and each part is there, as long as it should be; no part is read."""
-    if not store.has_manifest(job_id):
-        return False
-    names = job_names(job_id)
-    return all(store.storage.size(names.part(part.index)) == part.bytes for part in store.manifest(job_id).parts)
-
-
-def _created(
-    store: JobStore,
-    folder: JobFolder,
-    file: Path,
-    origin: Origin,
-    settings: Settings,
-    options: JobOptions,
-    encoder: Encoder,
-) -> JobRecord:
-    from worker.rows import describe
-
-    folder.clear_beginning()
-    return store.create(
-        read_prompts(file, settings),
-        options=options,
-        encoder=describe(encoder),
-        limits=ChunkLimits(settings.chunk_rows, settings.chunk_tokens),
-        metadata=origin.model_dump(),
-        reserve_bytes=settings.storage_reserve_bytes,
-    )
-
-
-def _encode(store: JobStore, record: JobRecord, settings: Settings, encoder: Encoder, watcher: Watcher) -> int:
-    """Encode what is missing of a job, and check all of it -> how many parts have been written."""
-    from encoder import Engine
-    from worker.chunks import ChunkEncoder
-    from worker.recall import Recall
-
-    store.retry(record.id)  # if it has succeeded before, its parts have to be checked anew
-    with Engine(encoder) as engine:
-        recall = Recall(engine, settings.deduplicate_rows)
-        chunks = ChunkEncoder(store, engine, recall, settings.storage_reserve_bytes)
-        for _ in range(_ROUNDS):
-            _encode_missing(store, record, chunks, settings.bulk_threads, watcher)
-            bad = _finalise(store, record, watcher, read_all=settings.verify_parts == "full")
-            if not bad:
-                return chunks.written.totals()["written_parts"]
-    raise OfflineError(f"the parts {bad} come out damaged each time; is the disk sound? {GO_ON}")
-
-
 def _encode_missing(store: JobStore, record: JobRecord, chunks: ChunkEncoder, threads: int, watcher: Watcher) -> None:
     """Encode the chunks without a part, several at a time: the encoder is busy while a part is hashed and synced."""
     from worker.errors import ChunkStoppedError
@@ -309,7 +253,8 @@ def _encode_missing(store: JobStore, record: JobRecord, chunks: ChunkEncoder, th
                 chunk = next(missing, None)
             if chunk is None:
                 return
-            chunks.encode(record.id, chunk, _ChunkWatch(chunk, progress, stopping))
+            with device_faults_told(GO_ON):
+                chunks.encode(record.id, chunk, _ChunkWatch(chunk, progress, stopping))
             progress.note(chunk, store.num_rows(record.id, chunk), at_once=True)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="chunks") as pool:
@@ -322,21 +267,6 @@ def _encode_missing(store: JobStore, record: JobRecord, chunks: ChunkEncoder, th
     faults = [fault for future in futures if (fault := future.exception())]
     for fault in sorted(faults, key=lambda fault: isinstance(fault, ChunkStoppedError)):  # what made the others stop
         raise fault
-
-
-def _finalise(store: JobStore, record: JobRecord, watcher: Watcher, *, read_all: bool) -> list[int]:
-    """Check all parts, and write the manifest -> the chunks to be done anew."""
-    verified, stopping = Verified(), threading.Event()
-    with ThreadPoolExecutor(1, thread_name_prefix="finalise") as pool:
-        future: Future[list[int]] = pool.submit(
-            finalise, store, record.id, read_all=read_all, should_stop=stopping.is_set, verified=verified
-        )
-        try:
-            while wait([future], timeout=TELL_EVERY_S).not_done:
-                watcher.checking(len(verified.parts), record.num_chunks)
-        finally:
-            stopping.set()
-    return future.result()
 
 
 @dataclass(frozen=True)
@@ -358,21 +288,19 @@ class _ChunkWatch:
 
 
 @contextmanager
-def _told(file: Path) -> Iterator[None]:
-    """Turn what the other rooms raise into errors of this one, which say what to do next."""
+def _told(folder: JobFolder) -> Iterator[None]:
+    """Turn what the other rooms raise on purpose into errors of this one, which say what to do next."""
     from worker.errors import PromptFailedError, WorkerError
 
     try:
         yield
-    except NoPromptsError as exc:
-        raise PromptFileError(f"{file}: there is no prompt in it") from exc
     except PromptFailedError as exc:
         raise OfflineError(
             f"{exc}; with --on-error continue, into another -o, it is noted and the rest goes on"
         ) from exc
     except StorageFullError as exc:
         raise OfflineError(f"{exc}; make room, and {GO_ON}") from exc
+    except (RecordFormatError, NotEnoughSpaceError) as exc:
+        raise folder.told(exc) from exc
     except (WorkerError, StorageError) as exc:
         raise OfflineError(f"{exc}; {GO_ON}") from exc
-    except (RuntimeError, MemoryError) as exc:  # what torch raises when a device, or its memory, is not up to it
-        raise OfflineError(f"the encoder failed: {exc}; {GO_ON}") from exc

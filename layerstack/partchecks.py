@@ -9,6 +9,8 @@ from jobs.errors import JobsError
 from jobs.parts import PART_SCHEMA, PartHeader, damage_told
 from layerstack.errors import ReadError
 
+_CONSTANTS = {"prefix_rows", "pad_row"}
+
 
 @contextmanager
 def read_errors(name: str) -> Iterator[None]:
@@ -28,10 +30,15 @@ def check_together(name: str, header: PartHeader, first_name: str, first: PartHe
     Raises:
         ReadError: it is not.
     """
-    if header != first:
+    if header.fingerprint != first.fingerprint:
         raise ReadError(
             f"{name} and {first_name} do not belong together: they were made by different encoders or options "
             f"(fingerprints {header.fingerprint} and {first.fingerprint})"
+        )
+    if header != first:
+        raise ReadError(
+            f"{name} and {first_name} do not belong together, though one encoder made both: "
+            f"{_differences(header, first)}"
         )
 
 
@@ -43,3 +50,12 @@ def check_columns(name: str, found: Iterable[str], needed: Iterable[str] = PART_
     """
     if lacking := set(needed) - set(found):
         raise ReadError(f"{name} is no part of layerstack: it lacks the columns {sorted(lacking)}")
+
+
+def _differences(header: PartHeader, first: PartHeader) -> str:
+    """Say in which fields two headers differ. Those of a dtype have constants that cannot be the same, and are long."""
+    names = [name for name in PartHeader.model_fields if getattr(header, name) != getattr(first, name)]
+    shown = [
+        f"{name} is {getattr(header, name)} and {getattr(first, name)}" for name in names if name not in _CONSTANTS
+    ]
+    return "; ".join(shown) or f"their {' and '.join(names)} differ"

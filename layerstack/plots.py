@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ import numpy as np
 from jobs.files import written_whole
 from jobs.tensors import Array
 from layerstack.errors import PlotError
-from layerstack.inspection import StoredPrompt, Summary
+from layerstack.inspection import StoredPrompt, Summary, p95_of
 from layerstack.tokens import escaped, visible
 
 if TYPE_CHECKING:
@@ -30,7 +32,11 @@ _MAX_BINS = 128
 _HISTOGRAM_BARS = 80
 # Comes with matplotlib, so the same letters have shapes everywhere.
 _FONT = "DejaVu Sans"
-_DPI = 150
+DPI = 150
+_TITLE_SIZE, _NOTE_SIZE = 11, 8
+_POINTS_AN_INCH = 72
+_LINE_INCHES = 0.2
+_MARGIN = 0.01  # of the width
 _BAR, _MEDIAN, _P95, _LIMIT = "#7fa7c9", "#1b1b1b", "#d55e00", "#440154"  # apart from each other for every eye
 
 
@@ -56,7 +62,7 @@ def draw(
         raise PlotError(f"{path}: a figure is written as {', '.join(SUFFIXES)}, by the name's ending")
     figure = make_figure(summary, num_tokens, prompt, labels, note)
     with written_whole(path) as file:
-        figure.savefig(file, format=kind[1:], dpi=_DPI)
+        figure.savefig(file, format=kind[1:], dpi=DPI)
 
 
 def make_figure(
@@ -81,16 +87,20 @@ def make_figure(
     if not labels:
         raise PlotError(f"prompt {prompt.index} has no own rows that could be drawn")
     shown = _shown_rows(len(labels))
-    heat_inches = max(1.4, 0.172 * len(shown))
+    width = max(10.5, 2.0 + 2.6 * len(summary.layers))
+    title = _wrapped(_title(prompt, labels, shown), width, _TITLE_SIZE)
+    under = _wrapped([_legible(note, 300, spaces=True)], width, _NOTE_SIZE) if note else []
+    heat_inches = max(1.4, 0.172 * len(shown)) + _LINE_INCHES * (len(title) + len(under))
     # Not of pyplot, which keeps figures and settings for the whole process.
-    figure = Figure(figsize=(max(10.5, 2.0 + 2.6 * len(summary.layers)), 4.1 + heat_inches), layout="constrained")
-    grid = figure.add_gridspec(2, 1, height_ratios=[2.5, 1.6 + heat_inches], hspace=0.03)
+    figure = Figure(figsize=(width, 3.7 + heat_inches), layout="constrained")
+    grid = figure.add_gridspec(2, 1, height_ratios=[2.5, 1.2 + heat_inches], hspace=0.03)
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     _draw_lengths(top, summary, num_tokens)
     _draw_rows(bottom, summary, prompt, labels, shown)
-    if note:
-        wrapped = textwrap.fill(_legible(note, 300, spaces=True), 150)
-        figure.supxlabel(wrapped, fontsize=8, color="0.35", x=0.01, ha="left", fontfamily=_FONT, parse_math=False)
+    of_font = {"x": _MARGIN, "ha": "left", "fontfamily": _FONT, "parse_math": False}
+    bottom.suptitle("\n".join(title), fontsize=_TITLE_SIZE, **of_font)
+    if under:
+        figure.supxlabel("\n".join(under), fontsize=_NOTE_SIZE, color="0.35", **of_font)
     return figure
 
 
@@ -104,15 +114,15 @@ def _draw_lengths(figure: SubFigure, summary: Summary, num_tokens: Array) -> Non
     width = max(1, -(-(stop - summary.num_prefix_rows) // _HISTOGRAM_BARS))
     edges = np.arange(summary.num_prefix_rows, stop + width + 1, width) - 0.5
     axes.hist(num_tokens, bins=list(edges), color=_BAR, edgecolor="white", linewidth=0.5)
-    median, p95 = np.percentile(num_tokens, [50, 95])
+    median, p95 = float(np.median(num_tokens)), p95_of(num_tokens)
     axes.axvline(median, color=_MEDIAN, linewidth=1.5, label=f"median {median:g}")
-    axes.axvline(p95, color=_P95, linewidth=1.5, linestyle="--", label=f"95 % have at most {p95:g}")
+    axes.axvline(p95, color=_P95, linewidth=1.5, linestyle="--", label=f"95 % have at most {p95}")
     if stop == limit:
         axes.axvline(limit, color=_LIMIT, linewidth=1.5, linestyle=":", label=f"L = {limit}, where prompts are cut")
     else:
         axes.plot([], [], color=_LIMIT, marker=r"$\rightarrow$", linestyle="", label=f"L = {limit}, further right")
     axes.set_xlim(edges[0] - 0.5, edges[-1] + 0.5)
-    of_prefix = f", the {summary.num_prefix_rows} of the system message included" if summary.num_prefix_rows else ""
+    of_prefix = f", the {summary.num_prefix_rows} of the prefix included" if summary.num_prefix_rows else ""
     axes.set_xlabel(f"tokens of a prompt{of_prefix}", fontsize=9)
     axes.set_ylabel("prompts", fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
@@ -121,7 +131,9 @@ def _draw_lengths(figure: SubFigure, summary: Summary, num_tokens: Array) -> Non
     axes.legend(fontsize=9, loc="upper right", bbox_to_anchor=(0.975, 1.0), edgecolor="none", framealpha=0.8)
     cut = f", {summary.truncated:,} cut" if summary.truncated else ""
     failed = f", {summary.failed:,} failed" if summary.failed else ""
-    figure.suptitle(f"Lengths of {summary.succeeded:,} prompts{cut}{failed}", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(
+        f"Lengths of {summary.succeeded:,} prompts{cut}{failed}", fontsize=_TITLE_SIZE, x=_MARGIN, ha="left"
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -153,15 +165,34 @@ def _draw_rows(
     bar.ax.tick_params(labelsize=8)
     per_bin = hidden / rms.shape[2]
     bar.set_label("size of a value" if per_bin == 1 else f"root mean square of {per_bin:.3g} dimensions", fontsize=9)
-    figure.suptitle(_title(prompt, labels, shown), fontsize=11, x=0.01, ha="left", fontfamily=_FONT, parse_math=False)
 
 
-def _title(prompt: StoredPrompt, labels: Sequence[str], shown: Sequence[int | None]) -> str:
+def _title(prompt: StoredPrompt, labels: Sequence[str], shown: Sequence[int | None]) -> list[str]:
     left_out = len(labels) - sum(each is not None for each in shown)
     tokens = f"{len(labels)} own tokens" + (f", {left_out} of them left out here" if left_out else "")
     id_ = "" if prompt.id == str(prompt.index) else f" (id {_legible(prompt.id, 40)})"
-    text = textwrap.wrap(_legible(" ".join(prompt.prompt.split()), 230, spaces=True), 125)
-    return "\n".join([f"Rows of prompt {prompt.index}{id_}: {tokens}", *text])
+    text = _legible(" ".join(prompt.prompt.split()), 230, spaces=True)
+    return [f"Rows of prompt {prompt.index}{id_}: {tokens}", *([text] if text else [])]
+
+
+def _wrapped(lines: Sequence[str], inches: float, size: float) -> list[str]:
+    """Break lines so that each fits into a figure's width in letters of `size` points, within a word if need be."""
+    room, pixels = inches * DPI * (1 - 2 * _MARGIN), size * DPI / _POINTS_AN_INCH
+    wrapped = []
+    for line in lines:
+        left = line
+        while (fits := bisect_right(_ends(left, pixels), room)) < len(left):
+            space = left.rfind(" ", 1, fits + 1)
+            stop = space if space > 0 else max(1, fits)
+            wrapped.append(left[:stop])
+            left = left[stop:].lstrip(" ")
+        wrapped.append(left)
+    return wrapped
+
+
+def _ends(line: str, pixels: float) -> list[int]:
+    """Return where each letter ends, at most: in a PNG, letters are as wide as whole pixels."""
+    return list(accumulate(math.ceil(_widths()[ord(letter)] * pixels) for letter in line))
 
 
 def _shown_rows(count: int) -> list[int | None]:
@@ -212,14 +243,18 @@ def _norm(values: Array) -> LogNorm:
 def _legible(text: str, limit: int, *, spaces: bool = False) -> str:
     """Return at most `limit` characters of `text`, with escapes for those that the font has no shape for."""
     shown = visible(text.replace(" ", "\0")).replace("\\u0000", " ") if spaces else visible(text)
-    shown = "".join(letter if ord(letter) in _shapes() else escaped(letter) for letter in shown)
+    shown = "".join(letter if ord(letter) in _widths() else escaped(letter) for letter in shown)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 @cache
-def _shapes() -> frozenset[int]:
-    """Return the characters that the font has a shape for."""
+def _widths() -> dict[int, float]:
+    """Return the characters that the font has a shape for, and how wide each is in units of the font's size."""
     from matplotlib import font_manager  # noqa: PLC0415 - the same
-    from matplotlib.ft2font import FT2Font  # noqa: PLC0415 - the same
+    from matplotlib.ft2font import FT2Font, LoadFlags  # noqa: PLC0415 - the same
 
-    return frozenset(FT2Font(font_manager.findfont(_FONT)).get_charmap())
+    font = FT2Font(font_manager.findfont(_FONT))
+    return {
+        letter: font.load_char(letter, LoadFlags.NO_SCALE).horiAdvance / font.units_per_EM
+        for letter in font.get_charmap()
+    }

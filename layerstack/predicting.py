@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 
@@ -32,7 +33,7 @@ class Predictor:
 
         Raises:
             ServerError, ServerUnreachableError: as `Transport.send`.
-            TensorFormatError: the server's encoder changed meanwhile.
+            UnexpectedAnswerError: the server's encoder changed meanwhile, or it is none of ours.
             ValueError: there are no prompts.
         """
         if not prompts:
@@ -54,7 +55,13 @@ class Predictor:
         padding = self._padding
         params = {"format": "safetensors", "padding": padding} | ({"dtype": dtype} if dtype else {})
         response = await self._transport.send(
-            "POST", "/predict", params=params, json={"prompt": list(prompts)}, repeatable=True
+            "POST",
+            "/predict",
+            params=params,
+            # As ASCII, since a string of Python may have characters that UTF-8 has not: the server says which is bad.
+            content=json.dumps({"prompt": list(prompts)}).encode(),
+            headers={"Content-Type": "application/json"},
+            repeatable=True,
         )
         answer = parse(response.content)
         if answer is None:

@@ -41,6 +41,7 @@ class Parts:
         schema: of the first part; all have the columns of a part.
         compression: of the first part.
         parts: what each footer says.
+        prefix_rows: `[P, D]`, of the header.
 
     Raises:
         ReadError: a part is missing, damaged, or belongs to something else; the message names it.
@@ -54,6 +55,7 @@ class Parts:
                 header = read_header(file, part.name)
                 if not self.parts:
                     self.header, self.schema, self.compression = header, file.schema_arrow, _compression(file)
+                    self.prefix_rows: Array = header.constant_rows()[0]
                 check_together(part.name, header, source.parts[0].name, self.header)
                 check_columns(part.name, file.schema_arrow.names)
                 self.parts.append(ScannedPart(part, size, file.metadata.num_rows))
@@ -82,7 +84,7 @@ class Parts:
         part = self.parts[number].file
         with self._opened(part) as (file, _):
             for group in range(file.num_row_groups):
-                yield RowGroup(file, part.name, group, self.header, columns)
+                yield RowGroup(file, part.name, group, self.header, self.prefix_rows, columns)
 
     def group_with(self, position: int) -> tuple[RowGroup, int]:
         """Return the row group of the row at `position`, read, and the row's place in it.
@@ -100,6 +102,35 @@ class Parts:
                     position -= group.num_rows
             position -= part.num_rows
         raise IndexError(position)
+
+    @property
+    def length_columns(self) -> tuple[str, ...]:
+        """The columns that `num_own_rows` needs of a row group."""
+        return ("text_ids",) if self.header.layout == "own_rows" else ("num_tokens",)
+
+    def num_own_rows(self, group: RowGroup) -> Array:
+        """Return how many own rows each row of `group` that succeeded has, in order.
+
+        Raises:
+            ReadError: a part is damaged.
+        """
+        if self.header.layout == "own_rows":
+            stored: Array = group.stored_lengths.drop_null().to_numpy()
+            return stored
+        tokens: Array = group.table.column("num_tokens").drop_null().to_numpy()
+        num_prefix_rows = len(self.prefix_rows)
+        if self._pads_at_right:
+            return np.full_like(tokens, self.header.max_length - num_prefix_rows)
+        return tokens - num_prefix_rows
+
+    @cached_property
+    def _pads_at_right(self) -> bool:
+        """Whether pad rows of dense parts come last, and are own rows: the first prompt that has pad rows tells."""
+        for group in self.groups(("num_tokens",)):
+            for place, tokens in enumerate(group.table.column("num_tokens").to_pylist()):
+                if tokens is not None and tokens < self.header.max_length:
+                    return bool(len(group.own_rows(place)) != tokens - len(self.prefix_rows))
+        return False
 
     @contextmanager
     def _opened(self, part: PartFile) -> Iterator[tuple[pq.ParquetFile, int]]:
@@ -123,8 +154,18 @@ class RowGroup:
         table: the columns that have been read.
     """
 
-    def __init__(self, file: pq.ParquetFile, name: str, group: int, header: PartHeader, columns: Sequence[str]) -> None:
-        self._file, self._name, self._group, self._header = file, name, group, header
+    def __init__(
+        self,
+        file: pq.ParquetFile,
+        name: str,
+        group: int,
+        header: PartHeader,
+        prefix_rows: Array,
+        columns: Sequence[str],
+    ) -> None:
+        self._file, self._name, self._group = file, name, group
+        # In a header the constants are a megabyte of base64, too long to be decoded for each row.
+        self._header, self._prefix_rows = header, prefix_rows  # (P, D)
         self.table = self._read(columns)
 
     @property
@@ -161,10 +202,9 @@ class RowGroup:
         stored = self.stored_rows(place)
         if self._header.layout == "own_rows":
             return stored
-        prefix_rows, _ = self._header.constant_rows()  # (P, D)
-        left = len(stored) - self.rows[place]["num_tokens"]  # pad rows, if they come first
-        is_left = np.array_equal(stored[left : left + len(prefix_rows)], prefix_rows)
-        return stored[(left if is_left else 0) + len(prefix_rows) :]
+        left = len(stored) - self.table.column("num_tokens")[place].as_py()  # pad rows, if they come first
+        is_left = np.array_equal(stored[left : left + len(self._prefix_rows)], self._prefix_rows)
+        return stored[(left if is_left else 0) + len(self._prefix_rows) :]
 
     def num_own_rows(self, place: int) -> int:
         """Return how many own rows a row that succeeded has; reads no embedding where own rows are stored.
@@ -172,12 +212,14 @@ class RowGroup:
         Text ids tell: with padding at the right, own rows are more than tokens.
         """
         if self._header.layout == "own_rows":
-            return int(self._stored_lengths[place].as_py())
+            return int(self.stored_lengths[place].as_py())
         return len(self.own_rows(place))
 
     @cached_property
-    def _stored_lengths(self) -> pa.ChunkedArray:
-        return pc.list_value_length(self.column("text_ids"))
+    def stored_lengths(self) -> pa.ChunkedArray:
+        """How many rows are stored of each row, null for those that failed."""
+        is_there = "text_ids" in self.table.column_names
+        return pc.list_value_length(self.table.column("text_ids") if is_there else self.column("text_ids"))
 
     def _read(self, columns: Sequence[str]) -> pa.Table:
         with read_errors(self._name):

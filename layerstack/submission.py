@@ -8,19 +8,25 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import anyio.to_thread
 import httpx
 
 from jobs.records import JobView
-from layerstack.errors import AnswerLostError, PromptsError, ServerUnreachableError
-from layerstack.transport import Transport
+from layerstack.errors import AnswerLostError, PromptsError, ServerError, ServerUnreachableError
+from layerstack.transport import Transport, record
 
 Prompts = Path | Iterable[str | Mapping[str, Any]]
 """A prompt file, or prompts: each a string, or a row of named columns as those of a `datasets.Dataset`."""
 
 _ROWS_AT_ONCE = 1000
+# With these the server says that there is no such job, and will not be.
+_ABOUT_THE_PROMPTS = {
+    httpx.codes.REQUEST_ENTITY_TOO_LARGE,
+    httpx.codes.UNSUPPORTED_MEDIA_TYPE,
+    httpx.codes.UNPROCESSABLE_ENTITY,
+}
 
 
 async def submit(
@@ -39,43 +45,62 @@ async def submit(
     which can be read only once, is not.
     """
     form = {"options": json.dumps(dict(options)), "metadata": json.dumps(dict(metadata))}
-    once = isinstance(prompts, Iterator)
-    arguments: dict[str, Any] = {
-        "headers": {"Idempotency-Key": str(uuid.uuid4())},
-        # The answer comes once all that was sent has been stored, however long that takes.
-        "timeout": httpx.Timeout(timeout_s, read=None),
-        "repeatable": not once,
-    }
-    with ExitStack() as resources:
-        if isinstance(prompts, Path):
-            file = resources.enter_context(prompts.open("rb"))
-            arguments |= {"files": {"file": (prompts.name, file)}, "data": form}
-        else:
-            check_source(prompts)
-            arguments["headers"]["Content-Type"] = "application/jsonl"
-            arguments |= {"content": lambda: _body(prompts, prompt_column, id_column), "params": form}
-        try:
-            return JobView.model_validate(await transport.json("POST", "/jobs", **arguments))
-        except ServerUnreachableError as exc:
-            if not exc.was_sent:
+    headers = {"Idempotency-Key": str(uuid.uuid4())}
+    if not isinstance(prompts, Path):
+        check_source("submit", prompts)
+        headers["Content-Type"] = "application/jsonl"
+    # The answer comes once all that was sent has been stored, however long that takes.
+    timeout = httpx.Timeout(timeout_s, read=None)
+    was_sent = False
+
+    async def send() -> httpx.Response:
+        nonlocal was_sent
+        with ExitStack() as resources:
+            if isinstance(prompts, Path):
+                file = resources.enter_context(_opened(prompts))
+                body: dict[str, Any] = {"files": {"file": (prompts.name, file)}, "data": form}
+            else:
+                body = {"content": _body(prompts, prompt_column, id_column), "params": form}
+            try:
+                return await transport.send_once("POST", "/jobs", headers=headers, timeout=timeout, **body)
+            except ServerUnreachableError as exc:
+                was_sent = was_sent or exc.was_sent
                 raise
-            raise AnswerLostError(
-                f"{exc}; the job may exist all the same: look with `layerstack jobs list` before you send it again"
-            ) from exc
+
+    try:
+        if isinstance(prompts, Iterator):
+            await transport.send("GET", "/encoder")  # if there is no worker yet, this waits, since what follows cannot
+            response = await send()
+        else:
+            response = await transport.attempts(repeatable=True)(send)
+    except (ServerUnreachableError, ServerError) as exc:
+        if not was_sent or (isinstance(exc, ServerError) and exc.status in _ABOUT_THE_PROMPTS):
+            raise
+        raise AnswerLostError(
+            f"the connection broke before the server answered, and then: {exc}; the job may exist all the same: look "
+            "with `layerstack jobs list` before you send it again"
+        ) from exc
+    return record(JobView, response.content, transport.url)
 
 
-def check_source(prompts: object) -> None:
-    """Refuse what can be iterated over, but yields something else than prompts.
+def check_source(call: str, prompts: object) -> None:
+    """Refuse what can be iterated over, but yields something else than prompts; `call` is what they were given to.
 
     Raises:
         TypeError: it is a string, a dictionary, or a table whose iteration gives the names of its columns.
     """
     if isinstance(prompts, str):
-        raise TypeError(f"submit takes a list of prompts or a pathlib.Path, not the string {prompts!r}")
+        raise TypeError(f"{call} takes a list of prompts or a pathlib.Path, not the string {prompts!r}")
     if isinstance(prompts, Mapping):  # a `datasets.DatasetDict` is one
-        raise TypeError(f"submit takes one list of prompts, not a dictionary of {', '.join(map(repr, prompts))}")
+        raise TypeError(f"{call} takes one list of prompts, not a dictionary of {', '.join(map(repr, prompts))}")
     if hasattr(prompts, "columns"):  # a table of pandas, Polars or Arrow
-        raise TypeError(f"submit takes prompts, not a {type(prompts).__name__}: choose a column of it")
+        raise TypeError(f"{call} takes prompts, not a {type(prompts).__name__}: choose a column of it")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if path.exists() and not path.is_file():
+        raise PromptsError(f"{path} is no regular file; `layerstack jobs submit -` reads a pipe")
+    return path.open("rb")
 
 
 def as_line(position: int, row: object, prompt_column: str, id_column: str) -> str:
@@ -107,5 +132,6 @@ async def _body(prompts: Iterable[str | Mapping[str, Any]], prompt_column: str, 
         some = islice(rows, _ROWS_AT_ONCE)
         return b"".join(as_line(n, row, prompt_column, id_column).encode() + b"\n" for n, row in some)
 
-    while piece := await anyio.to_thread.run_sync(next_lines):
+    # One that waits, for a pipe or a queue, must not keep Ctrl-C waiting.
+    while piece := await anyio.to_thread.run_sync(next_lines, abandon_on_cancel=True):
         yield piece

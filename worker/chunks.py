@@ -53,7 +53,7 @@ class ChunkEncoder:
         engine: whose rows are written.
         recall: remembers rows of prompts that may come again.
         reserve_bytes: of the storage, to be left free.
-        written: counts the parts.
+        written: counts the parts that it writes, not those that it finds.
     """
 
     store: JobStore
@@ -84,12 +84,13 @@ class ChunkEncoder:
                 f"({encoder.model})"
             )
         store.begin(job_id)
-        report = self._found(job_id, chunk, watch)
+        report, is_ours = self._found(job_id, chunk, watch), False
         if report is None:
             self._check_space(record)
-            report = self._write(record, chunk, watch)
+            report, is_ours = self._write(record, chunk, watch)
         store.count_part(job_id, report)
-        self.written.add(report.part)
+        if is_ours:
+            self.written.add(report.part)
 
     def _found(self, job_id: str, chunk: int, watch: Watch) -> PartReport | None:
         """Check a part that somebody wrote who died before it counted."""
@@ -108,10 +109,11 @@ class ChunkEncoder:
         if free is not None and free < needed + self.reserve_bytes:
             raise StorageFullError(
                 f"the storage has {free} bytes left, the next part takes about {needed}, "
-                f"and {self.reserve_bytes} are to stay free"
+                f"and {self.reserve_bytes} are to stay free (LAYERSTACK_STORAGE_RESERVE_BYTES)"
             )
 
-    def _write(self, record: JobRecord, chunk: int, watch: Watch) -> PartReport:
+    def _write(self, record: JobRecord, chunk: int, watch: Watch) -> tuple[PartReport, bool]:
+        """Encode a chunk -> what is in its part, and whether the part is ours: another worker may be faster."""
         header = _header(record, self.engine.encoder)
         prompts = self.store.prompts(record.id, chunk)
         try:
@@ -126,9 +128,9 @@ class ChunkEncoder:
                         done += 1
                         watch.progress(done)
                 watch.check()
-        except FileExistsError:  # another worker was faster
-            return inspect_part(self.store, record.id, chunk)
-        return part.counts.report(chunk, digesting.size, digesting.sha256)
+        except FileExistsError:
+            return inspect_part(self.store, record.id, chunk), False
+        return part.counts.report(chunk, digesting.size, digesting.sha256), True
 
     def _encoded(self, record: JobRecord, prompts: Iterator[_Indexed], watch: Watch) -> Generator[_Encoded]:
         """Yield prompts with their rows, in order, keeping the engine busy with those that follow."""

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import get_args
 
-from encoder import Encoder, EncoderConfig
+from encoder import Encoder, EncoderConfig, EncoderConfigError
+from encoder.encoder import Attention
 from jobs.errors import SettingsError
 from jobs.settings import DEMO_MODEL, Settings
+from jobs.tensors import DtypeName
 
 logger = logging.getLogger(__name__)
+
+
+def check_settings(settings: Settings) -> None:
+    """Find out whether preset, dtype and attention are some that there are, before anything is read or downloaded.
+
+    Raises:
+        EncoderConfigError: one of them is not.
+    """
+    EncoderConfig.preset(settings.preset)
+    for name, value, known in (
+        ("dtype", settings.dtype, get_args(DtypeName)),
+        ("attention", settings.attention, get_args(Attention)),
+    ):
+        if value is not None and value not in known:
+            raise EncoderConfigError(f"{name} {value!r} is not one of {', '.join(known)}")
 
 
 def load_encoder(settings: Settings) -> Encoder:
@@ -22,6 +40,7 @@ def load_encoder(settings: Settings) -> Encoder:
     """
     if settings.model is None:
         raise SettingsError("LAYERSTACK_MODEL is not set: name a folder or a hub id, or 'demo'")
+    check_settings(settings)
     return Encoder.load(
         _demo(settings) if settings.model == DEMO_MODEL else settings.model,
         settings.preset,

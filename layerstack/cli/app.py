@@ -23,7 +23,7 @@ from layerstack.cli.keys import keys_app
 from layerstack.cli.predict import predict
 from layerstack.cli.up import up
 from layerstack.cli.verify import verify
-from layerstack.errors import LayerstackError, ServerError, ServerUnreachableError
+from layerstack.errors import AddressError, LayerstackError, ServerError, ServerUnreachableError
 
 
 class _Commands(TyperGroup):
@@ -68,6 +68,8 @@ def main() -> None:
     """Run the command line, turning our errors into a line for the person who reads it."""
     try:
         app()
+    except AddressError as exc:
+        _fail(str(exc), ExitCode.USAGE)
     except ServerUnreachableError as exc:
         _fail(f"{exc}; {_START_ONE}", ExitCode.NO_SERVER)
     except ServerError as exc:

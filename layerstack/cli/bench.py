@@ -30,9 +30,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast a server answers here: one prompt at a time, then many at once."""
-    lines = prompts.read_text("utf-8").splitlines() if prompts else list(_PROMPTS)
-    if not lines:
-        raise typer.BadParameter(f"{prompts} is empty", param_hint="--prompts")
+    lines = _lines(prompts) if prompts else list(_PROMPTS)
     with connect(url) as client:
         encoder = client.encoder()
         client.predict(lines[0])  # connects
@@ -57,6 +55,16 @@ def bench(
         print_json(summary)
     else:
         print_fields(summary)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as exc:
+        raise typer.BadParameter(f"{file} is not UTF-8", param_hint="--prompts") from exc
+    if not lines:
+        raise typer.BadParameter(f"{file} is empty", param_hint="--prompts")
+    return lines
 
 
 def _alone(client: Client, lines: list[str], requests: int) -> list[float]:

@@ -68,6 +68,11 @@ def print_json(value: BaseModel | Mapping[str, Any] | Sequence[BaseModel | Mappi
     print(json.dumps([plain(each) for each in value] if isinstance(value, Sequence) else plain(value), indent=2))
 
 
+def print_line(text: str) -> None:
+    """Print a line of text as it is, on standard output: an id or a path that a program may take."""
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_fields(fields: Mapping[str, Any]) -> None:
     """Print names and values, one a line."""
     width = max(map(len, fields)) + 2
@@ -95,25 +100,19 @@ class RateColumn(ProgressColumn):
 
 def progress(unit: str) -> Progress:
     """Return a bar with count, rate and time left, on standard error; nothing is drawn where that is no terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-        RateColumn(unit),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
+    return _bar(TextColumn("{task.completed:,.0f} of {task.total:,.0f}"), RateColumn(unit))
 
 
 def byte_progress() -> Progress:
-    """Return a bar with bytes, their rate and the time left, on standard error."""
+    """Return a bar with bytes, their rate and the time left; likewise."""
+    return _bar(DownloadColumn(), TransferSpeedColumn())
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *columns,
         TimeRemainingColumn(),
         console=err,
         transient=True,

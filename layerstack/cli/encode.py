@@ -6,17 +6,27 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import typer
-from pydantic import ValidationError
 from rich.progress import TaskID
 
-from jobs.records import MAX_CHUNK_TOKENS, JobOptions
-from jobs.settings import DEMO_MODEL, load_settings
+from jobs.records import MAX_CHUNK_TOKENS, JobOptions, OnError
+from jobs.settings import DEMO_MODEL, Settings, load_settings
+from jobs.tensors import DtypeName
 from layerstack.cli.console import AsJson, ExitCode, chosen, out, print_json, progress, say
+from layerstack.cli.encoderoptions import (
+    DEMO_WARNING,
+    Attention,
+    Device,
+    ModelOrDemo,
+    Preset,
+    Revision,
+    Subfolder,
+)
 from layerstack.errors import OfflineError
 from layerstack.mounted import model_to_serve
+from layerstack.sizes import size_text
 
 if TYPE_CHECKING:
     from layerstack.offline import Outcome
@@ -24,97 +34,76 @@ if TYPE_CHECKING:
 _LOGGERS = ("encoder", "jobs", "worker")
 
 
+Layout = Literal["own_rows", "dense"]
+Compression = Literal["none", "zstd"]
+
+
 def encode(
     file: Annotated[Path, typer.Argument(help="Prompts: .txt, one a line, or .jsonl, .csv, .parquet; also .gz, .zst.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the model; default LAYERSTACK_MODEL, else the demo encoder.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Encoder preset; default LAYERSTACK_PRESET or flux2-dev.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    subfolder: Annotated[str | None, typer.Option(help="Where in the folder or repository the model is.")] = None,
-    device: Annotated[str | None, typer.Option(help="Torch device; default CUDA if there is one.")] = None,
-    encoder_dtype: Annotated[
-        str | None, typer.Option(help="What it computes in: bfloat16 (default on CUDA), float16 or float32.")
-    ] = None,
-    attention: Annotated[str | None, typer.Option(help="auto, varlen or sdpa.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the stored rows: bfloat16, float16 or float32; default the encoder's.")
-    ] = None,
-    layout: Annotated[str | None, typer.Option(help="own_rows (small, default) or dense.")] = None,
-    compression: Annotated[str | None, typer.Option(help="none (default) or zstd.")] = None,
-    chunk_rows: Annotated[
-        int | None,
-        typer.Option(min=1, max=100_000, help="Prompts in a part, at most; default LAYERSTACK_CHUNK_ROWS."),
-    ] = None,
+    model: ModelOrDemo = None,
+    preset: Preset = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    device: Device = None,
+    encoder_dtype: Annotated[DtypeName | None, typer.Option(help="What it computes in; default by device.")] = None,
+    attention: Attention = None,
+    dtype: Annotated[DtypeName | None, typer.Option(help="Of the stored rows; default the encoder's.")] = None,
+    layout: Annotated[Layout | None, typer.Option(help="own_rows is small, and the default.")] = None,
+    compression: Annotated[Compression | None, typer.Option(help="Default none.")] = None,
+    chunk_rows: Annotated[int | None, typer.Option(min=1, max=100_000, help="Prompts in a part, at most.")] = None,
     chunk_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, max=MAX_CHUNK_TOKENS, help="Tokens in a part, about; default LAYERSTACK_CHUNK_TOKENS."),
+        int | None, typer.Option(min=1, max=MAX_CHUNK_TOKENS, help="Rows stored in a part, at most, as estimated.")
     ] = None,
-    on_error: Annotated[
-        str | None, typer.Option(help="continue (default) notes a prompt that fails; fail ends with it.")
-    ] = None,
+    on_error: Annotated[OnError | None, typer.Option(help="Of a prompt: note it (default), or end with it.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Read all parts again, and do damaged ones anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Encode a prompt file on this machine, without a server. Interrupted, the same command goes on."""
-    options = _options(
-        dtype=dtype,
-        layout=layout,
-        compression=compression,
-        chunk_rows=chunk_rows,
-        chunk_tokens=chunk_tokens,
-        on_error=on_error,
-    )
-    given = chosen(
-        preset=preset,
-        model_revision=revision,
-        model_subfolder=subfolder,
-        device=device,
-        dtype=encoder_dtype,
-        attention=attention,
-    )
-    settings = load_settings(**given)
+    stored = {"dtype": dtype, "layout": layout, "compression": compression, "on_error": on_error}
+    options = JobOptions(**chosen(**stored, chunk_rows=chunk_rows, chunk_tokens=chunk_tokens))
+    named = {"preset": preset, "model_revision": revision, "model_subfolder": subfolder}
+    settings = load_settings(**chosen(**named, device=device, dtype=encoder_dtype, attention=attention))
     settings = settings.model_copy(update={"model": model or model_to_serve(settings)})
+    _tell(_encoded(file, output, settings, options, check=check), check=check, as_json=as_json)
+
+
+def _encoded(file: Path, output: Path, settings: Settings, options: JobOptions, *, check: bool) -> Outcome:
     try:
         # What it needs comes with the extras 'api' and 'worker', which a client does without.
         from layerstack.offline import GO_ON, encode_file  # noqa: PLC0415
 
         with _Shown(output) as shown, _logs_shown():
-            outcome = encode_file(file, output, settings=settings, options=options, watcher=shown)
+            return encode_file(file, output, settings=settings, options=options, watcher=shown, read_again=check)
     except ModuleNotFoundError as exc:
         raise OfflineError(f"{exc}; `layerstack encode` needs: pip install 'layerstack[api,worker]'") from exc
     except KeyboardInterrupt:
         say(f"stopped; {GO_ON}", "yellow")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
-    _tell(outcome, as_json=as_json)
 
 
-def _tell(outcome: Outcome, *, as_json: bool) -> None:
-    manifest, folder = outcome.manifest, str(outcome.folder)
-    if not outcome.parts_written:
-        say("all of it was there already")
+def _tell(outcome: Outcome, *, check: bool, as_json: bool) -> None:
+    manifest, folder, written = outcome.manifest, str(outcome.folder), outcome.parts_written
+    if not written:
+        say("all of it was there already" + (", and each part is what the manifest says" if check else ""))
     if manifest.failed:
-        say(f"{manifest.failed} prompts failed; the first: {manifest.errors[0].error}", "yellow")
+        say(f"{_counted(manifest.failed, 'prompt')} failed; the first: {manifest.errors[0].error}", "yellow")
     if as_json:
         totals = manifest.model_dump(mode="json", exclude={"version", "parts", "errors"})
-        counts = {"parts": len(manifest.parts), "parts_written": outcome.parts_written}
-        print_json({"folder": folder, **totals, **counts})
+        print_json({"folder": folder, **totals, "parts": len(manifest.parts), "parts_written": written})
         return
     out.print(folder, soft_wrap=True, highlight=False, markup=False)
+    now = f" ({written} of them done now)" if 0 < written < len(manifest.parts) else ""
     say(
-        f"{manifest.rows} rows in {len(manifest.parts)} parts, {manifest.bytes / 1e6:,.1f} MB, {manifest.truncated} "
-        f"truncated, fingerprint {manifest.fingerprint}"
+        f"{_counted(manifest.rows, 'row')} in {_counted(len(manifest.parts), 'part')}{now}, "
+        f"{size_text(manifest.bytes)}, {manifest.truncated} truncated, fingerprint {manifest.fingerprint}"
     )
     say(f"layerstack.read({folder!r}) opens them")
 
 
-def _options(**given: Any) -> JobOptions:  # noqa: ANN401 - what pydantic validates
-    try:
-        return JobOptions(**chosen(**given))
-    except ValidationError as exc:
-        error = exc.errors()[0]
-        name = str(error["loc"][0]).replace("_", "-")
-        raise typer.BadParameter(f"{error['msg']}; got {error['input']!r}", param_hint=f"'--{name}'") from exc
+def _counted(number: int, what: str) -> str:
+    """Return "1 part", "2 parts"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 class _Shown:
@@ -134,12 +123,13 @@ class _Shown:
 
     def loading(self, model: str) -> None:
         if model == DEMO_MODEL:
-            say("no --model: this is the demo encoder, its weights are RANDOM, its embeddings mean nothing", "yellow")
+            say(DEMO_WARNING, "yellow")
         say(f"loading {model}")
 
     def encoding(self, done: int, total: int) -> None:
         if self._is_checking or self._task is None:
-            say(f"encoding {total} prompts into {self._folder}" + (f", {done} of them are there" if done else ""))
+            there = f", {done} of which are there" if done else ""
+            say(f"encoding {_counted(total, 'prompt')} into {self._folder}{there}")
             self._begin("prompts", "encoding", done, total)
             self._is_checking = False
         self._show(done)

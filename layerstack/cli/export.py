@@ -10,8 +10,8 @@ import typer
 
 from jobs.tensors import DtypeName
 from layerstack.cli.console import AsJson, ExitCode, out, print_json, progress, say
-from layerstack.export import Compression, ExportOptions, Layout, Naming, Target
 from layerstack.export import export as export_rows
+from layerstack.exportoptions import Compression, ExportOptions, Layout, Naming, Target
 from layerstack.scan import Parts
 from layerstack.sources import open_source
 

@@ -7,26 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from jobs.tensors import DTYPES
 from layerstack import plots
-from layerstack.cli.console import AsJson, ExitCode, err, out, print_fields, print_json, progress, say
+from layerstack.cli.console import AsJson, ExitCode, byte_progress, out, print_fields, print_json, progress, say
 from layerstack.errors import TokensError
-from layerstack.inspection import (
-    DamagedPart,
-    Inspection,
-    Lengths,
-    StoredPrompt,
-    Summary,
-    damaged_parts,
-    inspect_parts,
-    parts_to_verify,
-    read_prompt,
-)
+from layerstack.inspection import Inspection, Lengths, StoredPrompt, Summary, inspect_parts, read_prompt
+from layerstack.partsums import DamagedPart, PartsToVerify, damaged_parts, parts_to_verify
 from layerstack.scan import Parts
-from layerstack.sizes import size_text
+from layerstack.sizes import count_text, size_text
 from layerstack.sources import open_source
 from layerstack.tokens import prompt_tokens
 
@@ -50,10 +40,9 @@ def inspect(
     """Tell what is in the results of a job, and how much smaller they are than dense tensors."""
     if plot is not None and plot.suffix.lower() not in plots.SUFFIXES:
         raise typer.BadParameter(f"{plot} ends in none of {', '.join(plots.SUFFIXES)}", param_hint="--plot")
-    damaged = _verified(path) if verify else None
-    if damaged:
-        _print_damaged(path, damaged, as_json=as_json)
-        raise typer.Exit(ExitCode.ANSWER_IS_NO)
+    if prompt is not None and plot is None:
+        raise typer.BadParameter("it chooses the row that --plot draws: give that too", param_hint="--prompt")
+    damaged = _verified(path, as_json=as_json) if verify else None
     parts, found = _inspected(path)
     if plot is not None:
         _draw(plot, found, read_prompt(parts, prompt), model)
@@ -76,12 +65,16 @@ def _inspected(path: str) -> tuple[Parts, Inspection]:
         return parts, inspect_parts(parts, lambda: bar.advance(task))
 
 
-def _verified(path: str) -> list[DamagedPart]:
-    parts = parts_to_verify(path)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
-        task = bar.add_task("verifying", total=sum(part.summary.bytes for part in parts))
-        return damaged_parts(parts, lambda size: bar.advance(task, size))
+def _verified(path: str, *, as_json: bool) -> list[DamagedPart]:
+    """Compare parts with their manifest; if some differ, the command ends here. So the list is empty."""
+    found = parts_to_verify(path)
+    with byte_progress() as bar:
+        task = bar.add_task("verifying", total=found.bytes)
+        damaged = damaged_parts(found, lambda size: bar.advance(task, size))
+    if damaged:
+        _print_damaged(path, found, damaged, as_json=as_json)
+        raise typer.Exit(ExitCode.ANSWER_IS_NO)
+    return damaged
 
 
 def _draw(plot: Path, found: Inspection, prompt: StoredPrompt, model: str | None) -> None:
@@ -103,12 +96,17 @@ def _draw(plot: Path, found: Inspection, prompt: StoredPrompt, model: str | None
     plots.draw(plot, summary, found.num_tokens, prompt, labels, note)
 
 
-def _print_damaged(path: str, damaged: list[DamagedPart], *, as_json: bool) -> None:
+def _print_damaged(path: str, found: PartsToVerify, damaged: list[DamagedPart], *, as_json: bool) -> None:
     if as_json:
         print_json({"path": path, "damaged": [part.model_dump() for part in damaged]})
     for part in damaged:
-        say(f"{part.part} is damaged: {part.reason}", "red")
-    say(f"{len(damaged)} parts are not what the manifest says; `layerstack jobs fetch` downloads them again")
+        what = "does not belong there" if part.part in found.unknown else "is damaged"
+        say(f"{part.part} {what}: {part.reason}", "red")
+    if listed := len(damaged) - len(found.unknown):
+        verb = "is" if listed == 1 else "are"
+        say(f"{count_text(listed, 'part')} {verb} not what the manifest says; {found.repair}")
+    if found.unknown:
+        say(f"{count_text(len(found.unknown), 'part')} of another job, it seems: move them out of the folder")
 
 
 def _print_summary(summary: Summary) -> None:

@@ -11,8 +11,19 @@ import typer
 from rich.table import Table
 
 from jobs.records import JobStatus, JobView
-from layerstack.cli.console import AsJson, Url, byte_progress, chosen, connect, out, print_json, say
-from layerstack.cli.watch import show_job, watch_job
+from layerstack.cli.console import (
+    AsJson,
+    ExitCode,
+    Url,
+    byte_progress,
+    chosen,
+    connect,
+    out,
+    print_json,
+    print_line,
+    say,
+)
+from layerstack.cli.watch import json_line, show_job, watch_job
 from layerstack.client import Client
 from layerstack.download import DownloadProgress
 from layerstack.submission import Prompts
@@ -32,6 +43,7 @@ def submit(
     chunk_rows: Annotated[int | None, typer.Option(help="Prompts in a part, at most.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Rows stored in a part, at most, as estimated.")] = None,
     on_error: Annotated[str | None, typer.Option(help="A prompt that fails: continue (default), or fail.")] = None,
+    deduplicate: Annotated[bool, typer.Option(help="Encode prompts that are the same once.")] = True,
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, kept with the job; may be repeated.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show how far it is, until its end.")] = False,
     url: Url = None,
@@ -45,14 +57,17 @@ def submit(
         chunk_rows=chunk_rows,
         chunk_tokens=chunk_tokens,
         on_error=on_error,
+        deduplicate=deduplicate,
     )
     prompts: Prompts = _lines_of_standard_input() if str(file) == "-" else file
     with connect(url) as client:
         job = client.jobs.submit(prompts, options, metadata=_named(metadata or [])).view
-        if as_json:
+        if as_json and watch:  # a line each, as of the events that follow
+            print(json_line("submitted", job), flush=True)
+        elif as_json:
             print_json(job)
         else:
-            out.print(job.id)
+            print_line(job.id)
             say(f"{job.num_prompts:,} prompts in {job.num_parts} parts; next: `layerstack jobs watch {job.id}`")
         if watch:
             raise typer.Exit(watch_job(client, job.id, as_json=as_json))
@@ -118,7 +133,9 @@ def list_jobs(
     if not found:
         say("no jobs; `layerstack jobs submit FILE` makes one")
         return
-    table = Table("id", "made", "status", "prompts", box=None)
+    table = Table(box=None)
+    for name in ("id", "made", "status", "prompts"):
+        table.add_column(name, no_wrap=True, overflow="ignore")
     for job in found:
         made = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(job.id, made, job.status, f"{job.num_done:,} of {job.num_prompts:,}")
@@ -152,7 +169,7 @@ def fetch(
     if as_json:
         print_json({"folder": str(folder), **manifest.model_dump(mode="json", exclude={"parts", "errors"})})
         return
-    out.print(str(folder), soft_wrap=True, highlight=False)
+    print_line(str(folder))
     say(f"{manifest.rows:,} rows in {len(manifest.parts)} parts, {manifest.failed} of them failed")
     say(f"next: `layerstack inspect {folder}`, or in Python layerstack.read({str(folder)!r})")
 
@@ -162,7 +179,8 @@ def _id(client: Client, job: str | None) -> str:
         return job
     newest = client.jobs.list(limit=1)
     if not newest:
-        raise typer.BadParameter("the server has no jobs; `layerstack jobs submit FILE` makes one", param_hint="JOB")
+        say("error: the server has no jobs; `layerstack jobs submit FILE` makes one", "red")
+        raise typer.Exit(ExitCode.FAILED)
     return newest[0].id
 
 
@@ -170,7 +188,7 @@ def _print_status(job: JobView, *, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
-        out.print(job.status)
+        print_line(job.status)
 
 
 def _named(metadata: list[str]) -> dict[str, str]:

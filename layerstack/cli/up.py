@@ -8,7 +8,9 @@ import typer
 
 import layerstack
 from jobs.settings import DEMO_MODEL, load_settings
+from jobs.tensors import DtypeName
 from layerstack.cli.console import say
+from layerstack.cli.encoderoptions import DEMO_WARNING, Attention, Device, ModelOrDemo, Preset
 from layerstack.errors import LocalStackError
 from layerstack.mounted import model_to_serve
 
@@ -16,13 +18,11 @@ from layerstack.mounted import model_to_serve
 def up(
     port: Annotated[int | None, typer.Option(help="Port of the API; default LAYERSTACK_PORT or 7860.")] = None,
     storage: Annotated[str | None, typer.Option(help="Folder of the jobs; default LAYERSTACK_STORAGE.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the model; default LAYERSTACK_MODEL, else the demo encoder.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Encoder preset; default LAYERSTACK_PRESET or flux2-dev.")] = None,
-    device: Annotated[str | None, typer.Option(help="Torch device; default CUDA if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
-    attention: Annotated[str | None, typer.Option(help="auto, varlen or sdpa.")] = None,
+    model: ModelOrDemo = None,
+    preset: Preset = None,
+    device: Device = None,
+    dtype: Annotated[DtypeName | None, typer.Option(help="What it computes in; default by device.")] = None,
+    attention: Attention = None,
 ) -> None:
     """Start everything on this machine: a broker, a worker and the API. Ctrl-C stops it all."""
     try:
@@ -46,7 +46,7 @@ def up(
         say(f"layerstack {layerstack.__version__} on {stack.url}, docs at {stack.url}/docs")
         say(f"jobs are kept in {stack.storage}; the model is {settings.model}")
         if settings.model == DEMO_MODEL:
-            say("no --model: this is the demo encoder, its weights are RANDOM, its embeddings mean nothing", "yellow")
+            say(DEMO_WARNING, "yellow")
         stack.run(stop)
         say("stopping")
     say("stopped")

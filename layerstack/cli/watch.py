@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
+from pydantic import BaseModel
 from rich import box
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -17,7 +18,6 @@ from rich.text import Text
 from jobs.records import JobStatus, JobView
 from layerstack.cli.console import ExitCode, err, say
 from layerstack.client import Client
-from layerstack.events import JobEvent
 from layerstack.waiting import progress_line
 
 _COLOURS = {
@@ -43,7 +43,7 @@ def watch_job(client: Client, job_id: str, *, as_json: bool) -> int:
     with Live(console=err, refresh_per_second=8) if is_drawn else nullcontext() as live:
         for event in client.jobs.events(job_id):
             if as_json:
-                print(_line(event), flush=True)
+                print(json_line(event.kind, event.job or event.part), flush=True)
             elif live is not None and event.job is not None:
                 live.update(show_job(event.job))
             elif event.job is not None and (last is None or _stage(event.job) != _stage(last)):
@@ -68,7 +68,7 @@ def show_job(job: JobView) -> RenderableType:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
     for name, value in _facts(job):
-        facts.add_row(name, value)
+        facts.add_row(Text(name), Text(value) if isinstance(value, str) else value)
     bar = ProgressBar(
         total=max(1, job.num_prompts), completed=job.num_done, complete_style=colour, finished_style=colour
     )
@@ -96,7 +96,7 @@ def _facts(job: JobView) -> list[tuple[str, RenderableType]]:
         facts.append(("rows", f"{job.num_failed:,} failed, {job.num_truncated:,} truncated"))
     stored = f"{job.options.layout}, {job.options.dtype}, about {decimal(job.estimated_bytes)}"
     facts += [("results", stored), ("encoder", job.fingerprint)]
-    facts += [(name, Text(value)) for name, value in job.metadata.items()]
+    facts += list(job.metadata.items())
     if job.error:
         facts.append(("error", Text(job.error, style="red")))
     return facts
@@ -125,8 +125,7 @@ def _stage(job: JobView) -> tuple[JobStatus, int]:
     return job.status, 10 * job.num_done // max(1, job.num_prompts)
 
 
-def _line(event: JobEvent) -> str:
+def json_line(event: str, content: BaseModel | None) -> str:
     """Return an event as a line of JSON."""
-    content = event.job or event.part
     body = "null" if content is None else content.model_dump_json()
-    return f'{{"event": "{event.kind}", "data": {body}}}'
+    return f'{{"event": "{event}", "data": {body}}}'

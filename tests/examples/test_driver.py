@@ -33,6 +33,13 @@ def test_one_with_another_model_is_not(stack, tmp_path, hidden, said):
     assert "fingerprint differs" in ended.stdout
 
 
+def test_a_prompt_file_is_read_as_by_encode(stack, tiny, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\u2028fox\fin the snow\na hen\n")
+    ended = drive(stack.url, str(tiny), "--prompts", str(tmp_path / "prompts.txt"))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.endswith("\nthe same, 1024 rows in float32\n")
+
+
 def test_an_empty_file_is_told(stack, tmp_path):
     (tmp_path / "prompts.txt").touch()
     ended = drive(stack.url, "/nowhere", "--prompts", str(tmp_path / "prompts.txt"))

@@ -19,10 +19,10 @@ ALLOWED = 1
 def drawn(stack, play, flux2_folder, tmp_path):
     """Run the example; returns the pixels."""
 
-    def draw(prompt):
+    def draw(prompt, *more):
         size = [f"--{name}={pixels}" for name, pixels in SIZE.items()]
         how = [f"--steps={STEPS}", f"--guidance={GUIDANCE}", f"--seed={SEED}", "--dtype=float32", "--device=cpu"]
-        words = [prompt, "--url", stack.url, "--model", flux2_folder, "--out", "here.png", *size, *how]
+        words = [prompt, "--url", stack.url, "--model", flux2_folder, "--out", "here.png", *size, *how, *more]
         ended = play("flux2_pipeline.py", *words)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout == "here.png: 48 x 32, 3 steps, seed 7\n"
@@ -54,6 +54,12 @@ def test_the_picture_is_the_one_of_the_local_encoder(drawn, locally_drawn, encod
     of_ours = locally_drawn(prompt_embeds=encoder.dense(encoder.encode([PROMPT]))[0])
     assert largest_difference(there, of_diffusers) <= ALLOWED
     assert largest_difference(there, of_ours) <= ALLOWED
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_weights_that_come_to_the_device_piece_by_piece_make_the_same_picture(drawn, locally_drawn, offload):
+    there = drawn(PROMPT, "--offload", offload)
+    assert largest_difference(there, locally_drawn(prompt=PROMPT)) <= ALLOWED
 
 
 def test_another_prompt_makes_another_picture(locally_drawn):

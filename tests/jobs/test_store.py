@@ -2,6 +2,7 @@ import io
 import json
 import threading
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -77,7 +78,8 @@ def test_the_size_of_the_results_is_estimated(store):
 def test_a_job_whose_results_would_not_fit_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(NotEnoughSpaceError) as caught:
         make_job(JobStore(open_storage(str(tmp_path))), reserve_bytes=2**62)
-    assert caught.value.needed_bytes > caught.value.free_bytes == 0
+    assert caught.value.needed_bytes > caught.value.room_bytes == 0
+    assert f"{2**62} have to stay free (LAYERSTACK_STORAGE_RESERVE_BYTES)" in str(caught.value)
     assert not list(tmp_path.glob("jobs/*"))
 
 
@@ -284,8 +286,23 @@ def test_a_part_that_counts_has_a_name_in_the_storage(store):
 def test_a_json_file_that_cannot_be_read_is_an_error_that_names_it(store, storage_url, name, content):
     path = getattr(job_names(make_job(store, count=1).id), name)
     store.storage.write(path, content)
-    with pytest.raises(RecordFormatError, match=path):
+    with pytest.raises(RecordFormatError, match=rf"{path} is damaged[^\n]*$"):
         JobStore(open_storage(storage_url)).files(path.split("/")[1])
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", "another file", "half of it"])
+def test_prompts_that_are_damaged_are_an_error_that_names_the_file(store, content):
+    record = make_job(store)
+    name = job_names(record.id).prompts(1)
+    if content == "another file":
+        file = io.BytesIO()
+        pq.write_table(pa.table({"index": [1], "prompt": ["a"]}), file)
+        content = file.getvalue()
+    elif content == "half of it":
+        content = store.storage.read(name)[:-20] + b"\xff" * 12 + store.storage.read(name)[-8:]
+    store.storage.write(name, content)
+    with pytest.raises(RecordFormatError, match=f"{name} is damaged"):
+        list(store.prompts(record.id, 1))
 
 
 def test_prompts_that_are_missing_are_told_apart_from_a_deleted_job(store, storage_url):

@@ -86,9 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(respond: Callable[[Request], Answer | None]) -> Iterator[ThreadingHTTPServer]:
+def answering(respond: Callable[[Request], Answer | None], port: int = 0) -> Iterator[ThreadingHTTPServer]:
     """A server on loopback; its `url` and the requests that it has `seen` are there to be looked at."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), _Handler) as server:
         server.respond, server.seen = respond, []
         server.url = f"http://127.0.0.1:{server.server_port}"
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

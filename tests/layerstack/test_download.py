@@ -32,6 +32,10 @@ def manifest_of(parts):
     return Manifest(job_id=JOB, fingerprint="f", finished_at=datetime.now(UTC), parts=summaries, errors=[], **total)
 
 
+def range_of(start):
+    return {"Content-Range": f"bytes {start}-"} if start else {}
+
+
 class Server:
     """Has a job of three parts; `breaks` are after how many bytes each answer with a part breaks off."""
 
@@ -39,17 +43,21 @@ class Server:
         self.parts, self.manifest = parts, manifest_of(parts)
         self.breaks, self.ranges = [], []
         self.honours_range = True
+        self.busy = 0  # answers that it puts off
         self.hold = None  # what answers wait for after 100,000 bytes
 
     def __call__(self, request):
         if request.path.endswith("/results"):
             return Answer(200, self.manifest.model_dump_json().encode())
+        if self.busy:
+            self.busy -= 1
+            return problem(503, "storage-unavailable", retry_after=0)
         index = int(request.path.rpartition("/")[2])
         asked = request.headers.get("Range") if self.honours_range else None
         self.ranges.append((index, request.headers.get("Range")))
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
         stop = 100_000 if self.hold else self.breaks.pop(0) if self.breaks else None
-        return Answer(206 if asked else 200, self.parts[index][start:], stop=stop, hold=self.hold)
+        return Answer(206 if asked else 200, self.parts[index][start:], range_of(start), stop=stop, hold=self.hold)
 
     def interrupt(self, client, folder, at_bytes):
         """Begin a download, and press Ctrl-C once it has so many bytes."""
@@ -166,10 +174,30 @@ def test_a_flipped_byte_is_told_with_the_name_of_the_part_and_nothing_of_it_is_k
 
 
 def test_a_part_that_breaks_off_again_and_again_is_given_up_and_named(client, server, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerstack.download._FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("layerstack.transport._SHORTEST_WAIT_S", 0.001)
     server.breaks = [0] * 30
     with pytest.raises(DownloadError, match=r"0000\d\.parquet, part \d of .* breaks off at byte 0 of 30000\d"):
         client.jobs.download(JOB, tmp_path)
+
+
+def test_a_server_that_is_busy_is_waited_for_and_told_of(server, tmp_path):
+    told = []
+    server.busy = 2
+    with layerstack.Client(server.url, on_retry=lambda *why: told.append(why)) as client:
+        client.jobs.download(JOB, tmp_path)
+    assert_whole(tmp_path)
+    assert [exc.kind for exc, _ in told] == ["storage-unavailable"] * 2
+
+
+def test_more_bytes_than_the_manifest_says_are_not_written(client, server, tmp_path):
+    server.parts = [PARTS[0], PARTS[1] + bytes(10_000_000), PARTS[2]]
+    largest = []
+    folder = tmp_path / "parts"
+    with pytest.raises(DownloadError, match=r"00001\.parquet, .* is damaged"):
+        client.jobs.download(
+            JOB, tmp_path, on_progress=lambda _: largest.append(max(path.stat().st_size for path in folder.iterdir()))
+        )
+    assert max(largest) < 1_000_000
 
 
 def test_a_job_that_is_not_done_is_told_and_leaves_nothing(tmp_path):

@@ -40,7 +40,7 @@ def test_events_tell_of_every_part_once_and_end(client):
 
 
 def test_a_lost_connection_goes_on_after_the_last_event(view, monkeypatch):
-    monkeypatch.setattr("layerstack.events._WAIT_S", 0)
+    monkeypatch.setattr("layerstack.transport._SHORTEST_WAIT_S", 0.001)
     running = view | {"status": "running"}
     answers = in_turn(
         stream(
@@ -58,7 +58,7 @@ def test_a_lost_connection_goes_on_after_the_last_event(view, monkeypatch):
 
 
 def test_a_server_that_stays_away_is_told(view, monkeypatch):
-    monkeypatch.setattr("layerstack.events._WAIT_S", 0.01)
+    monkeypatch.setattr("layerstack.transport._SHORTEST_WAIT_S", 0.01)
     first = stream(("progress", view | {"status": "running"}, ";running"), stop=1)
     with (
         answering(in_turn(first, None)) as server,
@@ -66,6 +66,22 @@ def test_a_server_that_stays_away_is_told(view, monkeypatch):
         pytest.raises(ServerUnreachableError),
     ):
         list(client.jobs.events(view["id"], patience_s=0.2))
+
+
+def test_a_server_that_is_busy_at_first_is_asked_again(view):
+    answers = in_turn(problem(429, "rate-limited", retry_after=0), stream(("end", view, ";succeeded")))
+    with answering(answers) as server, layerstack.Client(server.url) as client:
+        assert [event.kind for event in client.jobs.events(view["id"])] == ["end"]
+
+
+def test_a_client_that_is_closed_ends_its_streams(client):
+    other = layerstack.Client(client.url)
+    events = other.jobs.events(other.jobs.submit(["a"]).id)
+    next(events)
+    other.close()
+    events.close()
+    with pytest.raises(RuntimeError, match="this Client is closed"):
+        other.encoder()
 
 
 def test_a_job_that_there_is_not_is_told_at_once(client):

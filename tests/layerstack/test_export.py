@@ -14,7 +14,9 @@ from jobs.errors import PartFormatError
 from jobs.records import Manifest
 from jobs.tensors import DTYPES
 from layerstack.errors import ExportError, ReadError
-from layerstack.export import ExportOptions, export
+from layerstack.export import export
+from layerstack.exportoptions import ExportOptions
+from layerstack.exportsurvey import needed_bytes, survey
 from layerstack.scan import Parts
 from layerstack.sources import open_source
 from tests.layerstack.jobs_on_disk import PREFIX, D, L, dense, write_job
@@ -187,6 +189,20 @@ def test_a_folder_that_is_no_export_is_not_written_to(job, out):
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
 
 
+def test_rows_are_the_same_however_they_are_cut_and_compressed(job, out, tmp_path, monkeypatch):
+    exported(job, out)
+    monkeypatch.setattr(part_files, "ROW_GROUP_BYTES", 50)
+    cut = write_job(tmp_path / "b", rows_per_part=3, bad=(0, 5), cut=(4,))
+    for path in (cut / "parts").glob("*.parquet"):  # as another writer of Parquet may store them
+        metadata = pq.ParquetFile(path).metadata.metadata[b"layerstack"]
+        table = pq.read_table(path)
+        with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=True) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"layerstack": metadata})
+    (cut / "manifest.json").unlink()
+    assert exported(cut / "parts", out).kept == 8
+
+
 def test_a_job_that_was_moved_is_still_the_same_source(job, out, tmp_path):
     exported(job, out)
     job.rename(tmp_path / "elsewhere")
@@ -254,9 +270,28 @@ def test_constant_rows_that_a_dtype_cannot_hold_end_it_before_anything_is_writte
 
 def test_too_little_room_is_told_before_anything_is_written(job, out, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(ExportError, match=r"takes about 3\d\.\d kB, and .* has 1\.0 kB free"):
+    with pytest.raises(ExportError, match=r"takes about 3\d\.\d kB, and .* has 1\.0 kB free.*--layout own_rows"):
         exported(job, out)
+    for to, layout in (("dense-parquet", "dense"), ("safetensors", "own_rows")):  # which has no, and is that layout
+        with pytest.raises(ExportError, match=r"name a folder on another disk$"):
+            exported(job, out, to, layout=layout)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("stored", ["own_rows", "dense"])
+@pytest.mark.parametrize("is_right", [False, True])
+def test_the_room_for_own_rows_is_that_of_all_of_them_wherever_pad_rows_are(
+    tmp_path, out, monkeypatch, stored, is_right
+):
+    monkeypatch.setattr("layerstack.exportsurvey._FILE_BYTES", 0)
+    padded = (
+        {"rows": lambda _: np.ones((L - len(PREFIX), D), np.float32), "num_tokens": lambda _: 4} if is_right else {}
+    )
+    parts = Parts(open_source(write_job(tmp_path / "job", bad=(0, 5), layout=stored, **padded)))
+    options = ExportOptions("safetensors", layout="own_rows")
+    needed = needed_bytes(parts, survey(parts, options), parts.header, options)
+    export(parts, out, options)
+    assert needed == sum(tensor.nbytes for path in out.glob("*.safetensors") for tensor in load_file(path).values())
 
 
 def test_rows_of_many_groups_are_exported_with_memory_for_one(tmp_path, out, monkeypatch):
@@ -291,6 +326,23 @@ def test_a_damaged_part_is_named_and_what_is_written_stays(job, out):
         exported(job, out)
     assert (out / "00000003.safetensors").exists()
     assert not (out / "index.jsonl").exists()
+
+
+@pytest.mark.parametrize("to", ["safetensors", "dense-parquet"])
+def test_rows_of_a_part_that_is_not_what_the_manifest_says_are_not_exported(job, out, to):
+    part = job / "parts" / "00001.parquet"
+    content = part.read_bytes()
+    column = pq.ParquetFile(part).metadata.row_group(0).column(3)
+    assert column.path_in_schema == "prompt_embeds"
+    place = column.data_page_offset + column.total_compressed_size - 1  # of a value: Parquet does not notice
+    part.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(ReadError, match=r"00001\.parquet is damaged: its SHA-256 is not the manifest's"):
+        exported(job, out, to)
+    names = {path.name for path in out.rglob("*.*") if path.suffix in {".safetensors", ".parquet"}}
+    assert names == ({f"0000000{n}.safetensors" for n in (1, 2, 3)} if to == "safetensors" else {"00000.parquet"})
+    part.write_bytes(content)
+    assert exported(job, out, to).kept == 3
+    np.testing.assert_array_equal(layerstack.read(job, skip_failed=True)[3]["prompt_embeds"], dense(4))
 
 
 def test_a_full_disk_is_an_error_that_leaves_no_half_file(tmp_path, out):

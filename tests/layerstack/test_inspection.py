@@ -2,12 +2,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import layerstack
 from jobs import parts as part_files
 from layerstack.errors import ReadError, RowFailedError
-from layerstack.inspection import Lengths, damaged_parts, inspect_parts, parts_to_verify, read_prompt
+from layerstack.inspection import Lengths, inspect_parts, read_prompt
 from layerstack.scan import Parts
 from layerstack.sources import open_source
-from tests.layerstack.jobs_on_disk import LAYERS, PREFIX, D, L, P, flip_byte, own_rows, write_job
+from tests.layerstack.jobs_on_disk import LAYERS, D, L, P, own_rows, write_job
 
 
 def opened(path):
@@ -49,11 +50,34 @@ def test_dense_parts_tell_how_many_own_rows_their_prompts_have(tmp_path):
     assert found.summary.own_rows == Lengths.of(np.array([len(own_rows(index)) for index in range(10)]))
 
 
-def test_rows_padded_at_the_right_are_all_own_rows_but_the_prefix(tmp_path):
+@pytest.mark.parametrize("layout", ["own_rows", "dense"])
+@pytest.mark.parametrize("longest", [0, 1, 5])
+def test_rows_padded_at_the_right_are_all_own_rows_but_the_prefix_wherever_a_full_prompt_is(tmp_path, layout, longest):
+    def rows(index):
+        return np.random.default_rng(index).standard_normal((L - P, D)).astype(np.float32)
+
+    def num_tokens(index):
+        return L if index == longest else P + 1 + index % 3
+
+    job = write_job(tmp_path / "job", bad=(3,), rows=rows, num_tokens=num_tokens, layout=layout)
+    found = inspected(job)
+    assert found.summary.own_rows == Lengths.of(np.full(9, L - P))
+    assert (found.summary.num_tokens.min, found.summary.num_tokens.max) == (P + 1, L)
+    stored = layerstack.read(job, layout="own_rows", tensors="numpy", skip_failed=True)
+    assert {len(row["prompt_embeds"]) for row in stored} == {L - P}
+
+
+@pytest.mark.parametrize("layout", ["own_rows", "dense"])
+def test_own_rows_are_counted_too_where_every_prompt_fills_all_rows(tmp_path, layout):
     rows = np.ones((L - P, D), np.float32)
-    found = inspected(write_job(tmp_path / "job", rows=lambda _: rows, num_tokens=lambda index: P + 1 + index % 3))
-    assert found.summary.own_rows.min == found.summary.own_rows.max == L - P
-    assert (found.summary.num_tokens.min, found.summary.num_tokens.max) == (P + 1, P + 3)
+    found = inspected(write_job(tmp_path / "job", rows=lambda _: rows, layout=layout))
+    assert found.summary.own_rows == Lengths.of(np.full(10, L - P))
+
+
+def test_95_percent_of_the_lengths_are_at_most_one_of_them():
+    assert Lengths.of(np.array([1, 2, 3, 100])).p95 == 100
+    assert Lengths.of(np.arange(1, 21)).p95 == 19
+    assert Lengths.of(np.array([1, 2])).median == 1.5
 
 
 def test_without_a_row_that_succeeded_there_are_no_lengths(tmp_path):
@@ -92,38 +116,3 @@ def test_a_prompt_that_failed_or_is_not_there_says_so(job):
     for position in (-1, 10):
         with pytest.raises(ReadError, match=f"no row {position}: the rows are 0 to 9"):
             read_prompt(opened(job), position)
-
-
-def test_parts_of_two_encoders_do_not_go_together(tmp_path):
-    one, other = write_job(tmp_path / "a"), write_job(tmp_path / "b", prefix_rows=PREFIX + 1, fingerprint="g")
-    (other / "parts" / "00001.parquet").replace(one / "parts" / "00001.parquet")
-    with pytest.raises(ReadError, match=r"00001\.parquet .* do not belong together.*fingerprints g and f"):
-        opened(one / "parts")
-
-
-def test_parts_that_are_what_the_manifest_says_are_all_read(job):
-    sizes = []
-    assert damaged_parts(parts_to_verify(str(job)), sizes.append) == []
-    assert sum(sizes) == inspected(job).summary.bytes
-
-
-@pytest.mark.parametrize("path", [".", "parts", "parts/00001.parquet"])
-def test_a_flipped_byte_is_found_and_the_part_named(job, path):
-    flip_byte(job / "parts" / "00001.parquet")
-    (damaged,) = damaged_parts(parts_to_verify(str(job / path)))
-    assert (damaged.part, damaged.reason) == ("00001.parquet", "its SHA-256 is not the manifest's")
-
-
-def test_a_part_that_is_short_or_missing_is_named_too(job):
-    part = job / "parts" / "00000.parquet"
-    part.write_bytes(part.read_bytes()[:-1])
-    (job / "parts" / "00002.parquet").unlink()
-    short, missing = damaged_parts(parts_to_verify(str(job)))
-    assert (short.part, missing.part, missing.reason) == ("00000.parquet", "00002.parquet", "it is missing")
-    assert "by the manifest" in short.reason
-
-
-def test_without_a_manifest_there_is_nothing_to_compare_with(job):
-    (job / "manifest.json").unlink()
-    with pytest.raises(ReadError, match=r"no manifest\.json"):
-        parts_to_verify(str(job / "parts"))

@@ -1,10 +1,9 @@
-import gzip
+import re
 import signal
 import threading
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,7 +15,7 @@ from jobs.settings import Settings
 from jobs.store import JobStore
 from layerstack.errors import OfflineError, OtherResultsError, PromptFileError
 from layerstack.jobfolder import JobFolder
-from layerstack.offline import LocalEncoder, encode_file, read_prompts
+from layerstack.offline import encode_file
 from tests.sample_jobs import make_job
 from tests.support import files_up_to
 
@@ -58,7 +57,7 @@ def prompt_file(tmp_path):
 
 @pytest.fixture
 def encode(prompt_file, tiny, tmp_path):
-    def call(*, file=prompt_file, folder=tmp_path / "out", watcher=None, settings=None, **options):
+    def call(*, file=prompt_file, folder=tmp_path / "out", watcher=None, settings=None, read_again=False, **options):
         given = {"model": str(tiny), "device": "cpu", "chunk_rows": 4} | (settings or {})
         return encode_file(
             file,
@@ -66,6 +65,7 @@ def encode(prompt_file, tiny, tmp_path):
             settings=Settings(**given),
             options=JobOptions(**options),
             watcher=watcher or Watched(),
+            read_again=read_again,
         )
 
     return call
@@ -218,6 +218,72 @@ def test_a_part_that_is_damaged_before_the_end_is_found_by_its_digest(encode, en
     assert_right(out, encoder)
 
 
+def test_a_damaged_part_of_what_is_finished_is_found_and_done_anew_if_all_are_read_again(
+    encode, encoder, loaded, tmp_path
+):
+    encode()
+    out, part = tmp_path / "out", tmp_path / "out" / "parts" / "00001.parquet"
+    before = parts_of(out)
+    outcome = encode(read_again=True)
+    assert (outcome.parts_written, outcome.manifest.rows, len(loaded)) == (0, 10, 1)
+    assert parts_of(out) == before
+    content = bytearray(part.read_bytes())
+    content[100] ^= 1
+    part.write_bytes(content)
+    before = parts_of(out)
+    assert encode().parts_written == 0  # its size is right
+    outcome = encode(read_again=True)
+    assert (outcome.parts_written, outcome.manifest.rows) == (1, 10)
+    after = parts_of(out)
+    assert {str(path) for path in after if after[path] != before[path]} == {"parts/00001.json", "parts/00001.parquet"}
+    assert_right(out, encoder)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_part_that_was_written_but_not_counted_is_none_of_those_written_now(encode, tmp_path):
+    encode()
+    (tmp_path / "out" / "manifest.json").unlink()
+    for name in ("00001.json", "00002.json", "00002.parquet"):
+        (tmp_path / "out" / "parts" / name).unlink()
+    assert encode().parts_written == 1
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_damaged_manifest_is_made_anew_from_the_parts(encode, encoder, tmp_path):
+    encode()
+    before = parts_of(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    assert encode().parts_written == 0
+    assert parts_of(tmp_path / "out") == before
+    assert_right(tmp_path / "out", encoder)
+
+
+@pytest.mark.parametrize("name", ["chunks.json", "prompts/00001.parquet"])
+def test_damaged_bookkeeping_is_one_line_with_the_path_and_what_to_do(encode, loaded, tmp_path, name):
+    encode()
+    out = tmp_path / "out"
+    (out / name).write_text("{")
+    assert encode().parts_written == 0  # the results are whole
+    (out / "parts" / "00001.parquet").unlink()
+    with pytest.raises(OfflineError) as told:
+        encode()
+    message = str(told.value)
+    assert message.startswith(f"{out}/{name} is damaged")
+    assert message.endswith(f"what {out} holds cannot go on from here: delete it, or choose another -o")
+    assert "\n" not in message
+    assert len(loaded) == (1 if name == "chunks.json" else 2)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_bug_of_ours_keeps_its_traceback(encode, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("layerstack.offline.finalise", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        encode()
+
+
 @pytest.mark.usefixtures("loaded")
 def test_a_run_that_was_killed_while_it_wrote_prompts_starts_over(encode, encoder, tmp_path):
     out = tmp_path / "out"
@@ -230,13 +296,31 @@ def test_a_run_that_was_killed_while_it_wrote_prompts_starts_over(encode, encode
     assert_right(out, encoder)
 
 
-@pytest.mark.usefixtures("loaded")
-def test_of_a_run_that_could_not_begin_nothing_stays(encode, tmp_path):
+@pytest.mark.parametrize("made_before", [True, False])
+def test_of_a_run_that_could_not_begin_nothing_stays(encode, loaded, tmp_path, made_before):
+    folder = tmp_path / "some" / "out"
+    if made_before:
+        folder.mkdir(parents=True)
     (tmp_path / "bad.jsonl").write_text('"fine"\n' * 20 + "{")
     with pytest.raises(PromptFileError, match=r"bad.jsonl: line 21: .*; got '\{'"):
-        encode(file=tmp_path / "bad.jsonl")
-    assert traces(tmp_path / "out") == {}
-    encode()
+        encode(file=tmp_path / "bad.jsonl", folder=folder)
+    assert loaded == []  # which may take minutes
+    with pytest.raises(OfflineError, match="have to stay free"):
+        encode(folder=folder, settings={"storage_reserve_bytes": 2**62})
+    assert list(tmp_path.rglob("some/**/*")) == ([folder] if made_before else [])
+    encode(folder=folder)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_too_little_room_is_told_with_the_folder_what_is_free_and_what_to_do(encode, tmp_path):
+    with pytest.raises(OfflineError) as told:
+        encode(settings={"storage_reserve_bytes": 2**62})
+    assert re.fullmatch(
+        rf"{tmp_path}/out: the results would take about \d+\.\d kB or more, \d+\.\d [GT]B are free there, and "
+        r"4611\.7 PB have to stay free \(LAYERSTACK_STORAGE_RESERVE_BYTES\); make room, or choose an -o on "
+        "another disk",
+        str(told.value),
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,13 +372,13 @@ def test_somebody_elses_folder_is_left_as_it_is(encode, tmp_path, name):
 def test_a_job_of_a_server_is_left_as_it_is(encode, tmp_path):
     folder = JobFolder(tmp_path / "out")
     record = make_job(JobStore(folder))
-    before = traces(tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(OtherResultsError, match=f"holds the job {record.id}, which"):
         encode()
     (tmp_path / "out" / "job.json").write_text("{")
     with pytest.raises(OtherResultsError, match=r"job\.json is damaged"):
         encode()
-    assert traces(tmp_path / "out").keys() == before.keys()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_file_is_no_folder(encode, tmp_path):
@@ -321,64 +405,8 @@ def test_what_cannot_be_loaded_is_told(encode, settings, message):
         encode(settings=settings)
 
 
-def test_prompt_files_of_all_kinds_are_read_as_the_api_reads_them(tmp_path):
-    contents = {
-        "a.txt": b"a fox\na hen\n",
-        "a.jsonl": b'"a fox"\n{"prompt": "a hen"}\n',
-        "a.csv": b"prompt\na fox\na hen\n",
-        "a.txt.gz": gzip.compress(b"a fox\na hen\n"),
-        "a.csv.zst": pa.compress(b"prompt\na fox\na hen\n", "zstd", asbytes=True),
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    pq.write_table(pa.table({"prompt": ["a fox", "a hen"]}), tmp_path / "a.parquet")
-    for name in [*contents, "a.parquet"]:
-        assert [each.prompt for each in read_prompts(tmp_path / name, Settings())] == ["a fox", "a hen"], name
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (
-            "a.txt",
-            "fine\n" + 30 * "x",
-            r"line 2: a prompt has at most 20 characters; got 30 \(LAYERSTACK_PROMPT_MAX_CHARS",
-        ),
-        ("a.csv", "text\na fox\n", "line 1: the header needs one column 'prompt'"),
-        ("a.pdf", "", "not a prompt file, by its name: .txt"),
-        ("a.parquet", "nonsense", "not a Parquet file"),
-        ("a.txt.gz", "nonsense", "damaged or cut off gzip"),
-    ],
-)
-def test_a_bad_prompt_file_is_told_with_line_value_and_limit(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(PromptFileError, match=message) as told:
-        list(read_prompts(tmp_path / name, Settings(prompt_max_chars=20)))
-    assert str(told.value).startswith(f"{tmp_path / name}: ")
-
-
 @pytest.mark.usefixtures("loaded")
 def test_a_file_without_a_prompt_is_told(encode, tmp_path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(PromptFileError, match=r"empty\.txt: there is no prompt in it"):
         encode(file=tmp_path / "empty.txt")
-
-
-@pytest.mark.usefixtures("loaded")
-def test_a_few_prompts_are_encoded_as_dense_tensors(encoder):
-    local = LocalEncoder(Settings())
-    prompt_embeds, ids = local.dense(TEXTS[:2])
-    want, want_ids = encoder.dense(encoder.encode(TEXTS[:2]))
-    np.testing.assert_array_equal(prompt_embeds, want.numpy())
-    np.testing.assert_array_equal(ids, want_ids.numpy())
-    assert local.info.fingerprint == encoder.fingerprint
-    prompt, length = "a fox", 512
-    own = length - len(encoder.tokenizer([prompt])[0].own_ids)
-    assert [local.token(prompt, row) for row in (0, own - 1, own, own + 1)] == [
-        "padding",
-        "prefix",
-        "'a'",
-        "' fox'",
-    ]
-    with pytest.raises(OfflineError, match="prompt 1: not valid Unicode"):
-        local.dense(["a fox", "\ud800"])

@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -74,6 +76,7 @@ def test_ctrl_c_cancels_what_runs_before_it_is_raised(loop):
     ended = []
 
     async def lasts():
+        await anyio.sleep(0.1)  # nothing tells that the caller waits by now
         os.kill(os.getpid(), signal.SIGINT)
         try:
             await anyio.sleep_forever()
@@ -119,3 +122,19 @@ def test_the_fork_of_a_process_is_told_to_make_its_own(loop):
     assert here.poll(30)
     assert "make a new one there" in here.recv()
     child.join()
+
+
+@pytest.mark.parametrize("line", ["client.encoder()", "events = client.jobs.events(job); next(events)"])
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "1 / 0"])
+def test_a_script_that_never_closes_its_client_ends(stack, line, end):
+    code = f"""
+import layerstack
+client = layerstack.Client({stack.url!r})
+job = client.jobs.submit(["a"]).id
+{line}
+{end}
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
+    assert ended.returncode == {"": 0, "raise SystemExit(3)": 3}.get(end, 1), ended.stderr
+    assert ("ZeroDivisionError" in ended.stderr) == (end == "1 / 0")
+    assert ended.stderr.count("Traceback") == (end == "1 / 0")

@@ -1,13 +1,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import layerstack
-from jobs.errors import TensorFormatError
 from jobs.tensors import save_tensors
-from layerstack.errors import ServerError
+from layerstack.errors import ServerError, UnexpectedAnswerError
 from tests.layerstack.servers import Answer, answering, problem
 
 
@@ -115,9 +115,21 @@ def test_answers_of_two_encoders_are_not_mixed():
     with (
         answering(respond) as server,
         layerstack.Client(server.url) as client,
-        pytest.raises(TensorFormatError, match="encoder changed between two answers: f, g"),
+        pytest.raises(UnexpectedAnswerError, match="encoder changed between two answers: fingerprints f, g"),
     ):
         client.predict(["a"] * 17)
+
+
+def test_a_character_that_utf8_has_not_is_the_servers_to_refuse(client):
+    with pytest.raises(ServerError) as caught:
+        client.predict("\ud800")
+    assert caught.value.kind == "invalid-request"
+
+
+@pytest.mark.parametrize("prompts", [{"a": 1}, pd.DataFrame({"prompt": ["a"]})])
+def test_what_would_be_read_as_something_else_is_refused(client, prompts):
+    with pytest.raises(TypeError, match="predict takes"):
+        client.predict(prompts)
 
 
 def test_no_prompts_are_an_error(client):

@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import threading
 import urllib.parse
 
 import datasets
@@ -140,16 +142,56 @@ def test_a_job_whose_answer_got_lost_is_sent_again_whole_and_with_the_same_key(a
             assert "dense" in urllib.parse.unquote(request.path) + request.body.decode()
 
 
+READY = Answer(200, b"{}")
+
+
 def test_an_iterator_whose_answer_got_lost_may_be_a_job_and_the_error_says_so():
-    with answering(in_turn(None)) as server:
+    with answering(lambda request: READY if request.path == "/encoder" else None) as server:
         with (
-            pytest.raises(
-                AnswerLostError, match=rf"{server.url} .* may exist .*`layerstack jobs list` before you send"
-            ),
+            pytest.raises(AnswerLostError, match=r"disconnected.*may exist .*`layerstack jobs list` before you send"),
             layerstack.Client(server.url) as client,
         ):
             client.jobs.submit(iter(["a"]))
-        assert len(server.seen) == 1
+        assert [request.method for request in server.seen] == ["GET", "POST"]
+
+
+def test_an_iterator_is_sent_once_there_is_a_worker(a_job):
+    answers = in_turn(problem(503, "no-worker", retry_after=0), READY)
+    with (
+        answering(lambda request: answers(request) if request.path == "/encoder" else made(request, a_job)) as server,
+        layerstack.Client(server.url) as client,
+    ):
+        assert client.jobs.submit(iter(["a"])).id == a_job["id"]
+        assert [request.method for request in server.seen] == ["GET", "GET", "POST"]
+
+
+@pytest.mark.parametrize("then", [problem(401, "unauthorized"), problem(503, "no-worker", retry_after=999)])
+def test_a_job_whose_answer_got_lost_may_exist_whatever_the_server_says_then(then):
+    with (
+        answering(in_turn(None, then)) as server,
+        layerstack.Client(server.url) as client,
+        pytest.raises(AnswerLostError, match=f"{then_kind(then)}; the job may exist"),
+    ):
+        client.jobs.submit(["a"])
+
+
+def then_kind(answer):
+    return json.loads(answer.body)["detail"]
+
+
+def test_unless_it_says_that_the_prompts_are_none():
+    with (
+        answering(in_turn(None, problem(422, "invalid-request"))) as server,
+        layerstack.Client(server.url) as client,
+        pytest.raises(ServerError, match="invalid-request"),
+    ):
+        client.jobs.submit(["a"])
+
+
+def test_a_pipe_is_no_file_and_the_error_says_what_reads_one(client, tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(PromptsError, match=r"pipe\.txt is no regular file; .* reads a pipe"):
+        client.jobs.submit(tmp_path / "pipe.txt")
 
 
 def test_so_is_a_list_whose_answer_got_lost_for_too_long():
@@ -162,10 +204,10 @@ def test_so_is_a_list_whose_answer_got_lost_for_too_long():
 
 
 def test_the_answer_to_a_new_job_is_waited_for_however_long_it_takes(a_job):
-    import time
+    held = threading.Event()  # never set: longer than an answer may take
 
     def respond(request):
-        time.sleep(1)  # longer than an answer may take
+        held.wait(0.7)
         return made(request, a_job)
 
     with answering(respond) as server, layerstack.Client(server.url, timeout_s=0.2) as client:
@@ -175,11 +217,6 @@ def test_the_answer_to_a_new_job_is_waited_for_however_long_it_takes(a_job):
 def test_a_job_that_could_not_even_be_sent_does_not_exist():
     with pytest.raises(ServerUnreachableError), layerstack.Client("http://127.0.0.1:9") as client:
         client.jobs.submit(["a"])
-
-
-def test_a_url_without_a_scheme_is_no_answer_that_got_lost():
-    with layerstack.Client("localhost:7860") as client, pytest.raises(ServerUnreachableError, match="protocol"):
-        client.jobs.submit(["a fox"])
 
 
 def test_a_job_that_is_refused_says_which_line_is_wrong(client):

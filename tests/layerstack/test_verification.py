@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
-from layerstack.verification import PROMPTS, Comparison, layer_errors
+from encoder import Encoder, selfcheck
+from jobs.tensors import DTYPES
+from layerstack.verification import PROMPTS, TOLERANCE, Comparison, layer_errors
+from worker.rows import to_numpy
 
 LAYERS = (10, 20, 30)
 
@@ -46,6 +49,34 @@ def test_rounding_is_no_difference(here):
     comparison = compared(here, here * np.float32(1 + 5e-6))
     assert comparison.differences == []
     assert all(0 < each.relative < 1e-5 for each in comparison.layers)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_a_few_huge_values_excuse_no_error_in_the_others(dtype):
+    rng = np.random.default_rng(1)
+    here = rng.standard_normal((1, 4, 15360), dtype=np.float32)
+    here[..., 7::5120], here[..., 99::5120] = 300, -200
+    noise = 0.4 * rng.standard_normal(here.shape, dtype=np.float32)
+    noise[..., 7::5120], noise[..., 99::5120] = 0, 0
+    assert np.linalg.norm(noise) < 0.1 * np.linalg.norm(here)  # which a norm would take for little
+    comparison = Comparison(LAYERS, dtype)
+    comparison.add(["a fox"], (here, ids(here)), (here + noise, ids(here)))
+    assert [each.wrong_rows for each in comparison.layers] == [4, 4, 4]
+    rounded = here.astype(DTYPES["bfloat16"]).astype(np.float32)
+    assert all(each.relative < 0.01 for each in layer_errors(here, rounded, LAYERS, 0.1))
+
+
+def test_the_tolerances_are_those_of_the_encoders_own_check():
+    assert {str(dtype).removeprefix("torch."): bound for dtype, bound in selfcheck._TOLERANCE.items()} == TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_same_model_in_another_dtype_and_another_batch_is_far_below_the_tolerance(tiny, encoder, dtype):
+    in_16_bits = Encoder.load(tiny, device="cpu", dtype=dtype)
+    here, _ = encoder.dense([encoder.encode([prompt])[0] for prompt in PROMPTS])
+    there, _ = in_16_bits.dense(in_16_bits.encode(PROMPTS))
+    found = layer_errors(to_numpy(here), to_numpy(there), encoder.config.layers, TOLERANCE[dtype])
+    assert all(0 < each.relative < TOLERANCE[dtype] / 3 for each in found)
 
 
 def test_the_first_layer_that_differs_is_named_with_error_prompt_and_row(here):

@@ -344,6 +344,7 @@ def test_of_two_workers_with_the_same_chunk_the_first_to_finish_wins(chunks, sto
 
     chunks.encode(record.id, 0, Watch(on_progress=overtake))
     assert store.report(record.id, 0) == reports[0]
+    assert [each.written.totals()["written_parts"] for each in (chunks, other)] == [0, 1]
     assert finalise(store, record.id, read_all=True) == []
 
 

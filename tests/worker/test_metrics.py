@@ -12,6 +12,7 @@ from ulid import ULID
 from encoder import Engine
 from jobs import keys
 from jobs.errors import SettingsError
+from jobs.layout import job_names
 from jobs.messages import PredictMessage
 from jobs.queue import make_celery, publish_predict
 from jobs.records import WorkerPresence
@@ -69,11 +70,13 @@ def test_a_worker_counts_what_its_engine_and_its_parts_were(encoder, store):
 
 
 @pytest.mark.parametrize("storage_url", ["folder"], indirect=True)
-def test_each_part_that_a_worker_writes_is_counted(engine, store, make_job):
+def test_each_part_that_a_worker_writes_is_counted_and_none_that_it_finds(engine, store, make_job):
     record, written = make_job(count=5, chunk_rows=3), Written()
     chunks = ChunkEncoder(store, engine, Recall(engine, 0), written=written)
     for chunk in (0, 1, 1):  # the last is there already
         chunks.encode(record.id, chunk, Watch())
+    store.storage.delete(job_names(record.id).report(1))  # as if its worker had died before it counted
+    chunks.encode(record.id, 1, Watch())
     sizes = [part.bytes for part in store.files(record.id).view().parts]
     assert written.totals() == {"written_parts": 2, "written_rows": 5, "written_bytes": sum(sizes)}
 

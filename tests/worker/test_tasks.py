@@ -201,7 +201,7 @@ def test_a_chunk_that_fails_is_told_with_its_attempts_counted(tasks, redis, stor
         run(tasks, record, 1)
         failure = store.failure(record.id, 1)
         assert (failure.attempts, failure.crashes, failure.gave_up) == (attempts, 0, gave_up)
-        assert failure.error.startswith("ArrowInvalid: ")
+        assert failure.error.startswith(f"RecordFormatError: {job_names(record.id).prompts(1)} is damaged")
     assert events(redis) == [(1, "failed"), (1, "failed")]
     assert at_rest(redis, record, 1)
     store.storage.write(job_names(record.id).prompts(1), prompts)

@@ -4,12 +4,13 @@ import json
 import signal
 import subprocess
 
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
 import layerstack
 from jobs.settings import load_settings
-from tests.support import layerstack_command
+from tests.support import layerstack_command, wait_for
 
 
 def test_predict_shows_shapes_and_writes_safetensors(run, tmp_path):
@@ -76,6 +77,32 @@ def test_watching_as_json_prints_an_event_a_line(run, prompts):
     events = [json.loads(line) for line in out.splitlines()]
     assert (code, events[-1]["event"], events[-1]["data"]["status"]) == (0, "end", "succeeded")
     assert [event["data"]["index"] for event in events if event["event"] == "part"] == [0]
+
+
+def test_text_of_others_is_shown_as_it_is(run, tmp_path, prompts):
+    job_id = run("jobs", "submit", prompts, "--metadata", "[/x]=[red]1")[1].strip()
+    assert run("jobs", "watch", job_id)[0] == 0
+    shown = run("jobs", "show", job_id)[1]
+    assert "[/x]" in shown
+    assert "[red]1" in shown
+    folder = tmp_path / "got[a]"
+    assert run("jobs", "fetch", job_id, "-o", folder)[1] == f"{folder}\n"
+
+
+def test_submitting_and_watching_as_json_prints_an_event_a_line(run, prompts):
+    code, out, _ = run("jobs", "submit", prompts, "--watch", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert (code, events[0]["event"], events[-1]["event"]) == (0, "submitted", "end")
+
+
+def test_ctrl_c_ends_the_reading_of_a_quiet_pipe(stack):
+    command = [layerstack_command(), "jobs", "submit", "-", "--url", stack.url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        connections = psutil.Process(process.pid)
+        wait_for(connections.net_connections, process)  # to the server, whose answer it waits for
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_job_is_cancelled_retried_and_deleted(run, tmp_path):
@@ -182,6 +209,8 @@ def test_wrong_usage_has_its_own_exit_code(run):
     assert run("jobs", "submit", "p.txt", "--metadata", "birds")[0] == 2
     assert run("bench", "--prompts", "/dev/null")[0] == 2
     assert run("nonsense")[0] == 2
+    assert run("predict", "a", "-o", "/nowhere/x.safetensors")[0] == 2
+    assert run("jobs", "list", url="localhost:7860")[0] == 2
 
 
 def test_the_version_is_printed(run):

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -46,6 +48,29 @@ def test_verify_names_a_damaged_part_and_the_exit_code_tells(run, job):
     assert json.loads(out)["damaged"] == [{"part": "00001.parquet", "reason": "its SHA-256 is not the manifest's"}]
 
 
+def test_verify_says_what_makes_a_damaged_part_anew(run, job):
+    flip_byte(job / "parts" / "00001.parquet")
+    _, _, err = run("inspect", job, "--verify")
+    assert "1 part is not what the manifest says; `layerstack jobs fetch 01ARZ3NDEKTSV4RRFFQ69G5FAV -o " in err
+    flip_byte(job / "parts" / "00002.parquet")
+    assert "2 parts are not what the manifest says" in run("inspect", job, "--verify")[2]
+
+
+def test_verify_does_not_say_that_a_part_is_right_which_the_manifest_does_not_know(run, job):
+    shutil.copy(job / "parts" / "00000.parquet", job / "parts" / "00099.parquet")
+    code, out, err = run("inspect", job / "parts" / "00099.parquet", "--verify")
+    assert (code, out) == (1, "")
+    assert "the manifest does not know 00099.parquet" in err
+    code, out, err = run("inspect", job, "--verify")
+    assert (code, out) == (4, "")
+    assert "00099.parquet does not belong there: the manifest does not know it" in err
+    assert "layerstack jobs fetch" not in err
+
+
+def test_verify_writes_nothing_to_standard_error_where_that_is_no_terminal(run, job):
+    assert run("inspect", job, "--verify")[2] == ""
+
+
 def test_a_part_that_is_missing_is_damage_to_verify(run, job):
     (job / "parts" / "00002.parquet").unlink()
     code, _, err = run("inspect", job, "--verify")
@@ -73,6 +98,7 @@ def test_without_a_tokenizer_rows_are_numbered_and_it_says_why(run, job, tmp_pat
     ("words", "code", "said"),
     [
         (["--plot", "a.jpg"], 2, ".png, .svg, .pdf"),
+        (["--prompt", 99], 2, "--plot"),
         (["--plot", "a.png", "--prompt", 5], 1, "row 5 has no embedding: why"),
         (["--plot", "a.png", "--prompt", 10], 1, "the rows are 0 to 9"),
     ],
@@ -81,6 +107,11 @@ def test_a_figure_that_cannot_be_is_refused(run, job, words, code, said):
     found, _, err = run("inspect", job, *words)
     assert found == code
     assert said in err
+
+
+def test_one_part_is_no_plural(run, job):
+    out = run("inspect", job / "parts" / "00001.parquet")[1]
+    assert re.search(r"^parts +1, \d\.\d kB, compression none$", out, re.MULTILINE)
 
 
 def test_a_path_without_parts_is_named(run, tmp_path):

@@ -1,10 +1,13 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from encoder import tiny as tiny_checkpoint
+from layerstack.client import Client
+from tests.layerstack.servers import answering, in_turn, problem
 
 
 @pytest.fixture
@@ -53,6 +56,13 @@ def test_of_a_changed_layer_the_first_one_behind_it_is_named(run, stack, changed
     assert told["fingerprints"]["here"] != told["fingerprints"]["there"]
 
 
+def test_it_says_so_when_it_waits_for_a_busy_server(run, tiny):
+    with answering(in_turn(problem(503, "no-worker", retry_after=0), problem(404, "not-found"))) as server:
+        code, _, err = run("verify", server.url, "--model", tiny)
+    assert code == 1
+    assert "no-worker; trying again in " in err
+
+
 def test_another_size_is_told(run, stack, tmp_path):
     tiny_checkpoint.write(tmp_path / "other", hidden=16)
     code, out, _ = run("verify", stack.url, "--model", tmp_path / "other")
@@ -65,6 +75,31 @@ def test_the_servers_address_may_come_from_the_environment(run, tiny, tmp_path):
     prompts.write_text("a fox\n")
     code, out, _ = run("verify", "--model", tiny, "--prompts", prompts, "--json")
     assert (code, json.loads(out)["same"]) == (0, True)
+
+
+def test_a_mounted_model_is_the_model_as_it_is_for_encode(run, tiny, tmp_path, monkeypatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\n")
+    monkeypatch.setenv("LAYERSTACK_MODEL_MOUNT", str(tiny))
+    code, out, err = run("verify", "--prompts", prompts, "--json")
+    assert (code, json.loads(out)["same"]) == (0, True), err
+
+
+def test_each_answer_has_to_have_the_fingerprint(run, stack, tiny, monkeypatch):
+    answers = []
+
+    def predict(client, prompts):
+        answers.append(prompts)
+        answer = real(client, prompts)
+        return replace(answer, fingerprint="another") if len(answers) == 1 else answer  # of several workers, say
+
+    real = Client.predict
+    monkeypatch.setattr(Client, "predict", predict)
+    code, out, _ = run("verify", stack.url, "--model", tiny, "--json")
+    told = json.loads(out)
+    assert (code, len(answers)) == (4, 2)
+    assert [each.split(":")[0] for each in told["differences"]] == ["fingerprint differs"]
+    assert told["fingerprints"]["there"] == "another"
 
 
 def test_without_a_model_it_is_wrong_usage(run, stack):
@@ -80,9 +115,11 @@ def test_without_a_model_it_is_wrong_usage(run, stack):
         (["verify", "--model", "/nowhere"], 1, "/nowhere: no such folder"),
         (["verify", "--model", "/nowhere", "--prompts", "/nowhere/p.txt"], 1, "/nowhere/p.txt: No such file"),
         (["verify", "--model", "/nowhere", "--prompts", "/dev/null"], 1, "/dev/null: not a prompt file"),
+        (["verify", "--model", "/nowhere", "--prompts", "{}/empty.txt"], 1, "empty.txt: there is no prompt in it"),
     ],
 )
-def test_what_is_in_the_way_is_one_line(run, words, code, message):
-    ended, _, err = run(*words)
+def test_what_is_in_the_way_is_one_line(run, tmp_path, words, code, message):
+    (tmp_path / "empty.txt").touch()
+    ended, _, err = run(*(word.format(tmp_path) for word in words))
     assert (ended, message in err) == (code, True), err
     assert "Traceback" not in err
