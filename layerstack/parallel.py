@@ -112,8 +112,15 @@ class EventLoopThread:
             if self._portal is None:
                 self._portal = self._resources.enter_context(start_blocking_portal())
                 # At the end of the process the thread stands still, and whoever waits for it would wait for ever.
-                weakref.finalize(self, _end, self._portal, self._streams, self._resources)
+                weakref.finalize(self, _end_with_process, self._pid, self._portal, self._streams, self._resources)
             return self._portal
+
+
+def _end_with_process(
+    pid: int, portal: BlockingPortal, streams: set[AsyncGenerator[Any]], resources: ExitStack
+) -> None:
+    if os.getpid() == pid:  # the thread is not in a fork
+        _end(portal, streams, resources)
 
 
 def _end(portal: BlockingPortal, streams: set[AsyncGenerator[Any]], resources: ExitStack) -> None:

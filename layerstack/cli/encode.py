@@ -26,7 +26,7 @@ from layerstack.cli.encoderoptions import (
 )
 from layerstack.errors import OfflineError
 from layerstack.mounted import model_to_serve
-from layerstack.sizes import size_text
+from layerstack.sizes import count_text, size_text
 
 if TYPE_CHECKING:
     from layerstack.offline import Outcome
@@ -87,7 +87,7 @@ def _tell(outcome: Outcome, *, check: bool, as_json: bool) -> None:
     if not written:
         say("all of it was there already" + (", and each part is what the manifest says" if check else ""))
     if manifest.failed:
-        say(f"{_counted(manifest.failed, 'prompt')} failed; the first: {manifest.errors[0].error}", "yellow")
+        say(f"{count_text(manifest.failed, 'prompt')} failed; the first: {manifest.errors[0].error}", "yellow")
     if as_json:
         totals = manifest.model_dump(mode="json", exclude={"version", "parts", "errors"})
         print_json({"folder": folder, **totals, "parts": len(manifest.parts), "parts_written": written})
@@ -95,15 +95,10 @@ def _tell(outcome: Outcome, *, check: bool, as_json: bool) -> None:
     out.print(folder, soft_wrap=True, highlight=False, markup=False)
     now = f" ({written} of them done now)" if 0 < written < len(manifest.parts) else ""
     say(
-        f"{_counted(manifest.rows, 'row')} in {_counted(len(manifest.parts), 'part')}{now}, "
+        f"{count_text(manifest.rows, 'row')} in {count_text(len(manifest.parts), 'part')}{now}, "
         f"{size_text(manifest.bytes)}, {manifest.truncated} truncated, fingerprint {manifest.fingerprint}"
     )
     say(f"layerstack.read({folder!r}) opens them")
-
-
-def _counted(number: int, what: str) -> str:
-    """Return "1 part", "2 parts"."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 class _Shown:
@@ -129,7 +124,7 @@ class _Shown:
     def encoding(self, done: int, total: int) -> None:
         if self._is_checking or self._task is None:
             there = f", {done} of which are there" if done else ""
-            say(f"encoding {_counted(total, 'prompt')} into {self._folder}{there}")
+            say(f"encoding {count_text(total, 'prompt')} into {self._folder}{there}")
             self._begin("prompts", "encoding", done, total)
             self._is_checking = False
         self._show(done)

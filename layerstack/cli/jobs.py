@@ -26,6 +26,7 @@ from layerstack.cli.console import (
 from layerstack.cli.watch import json_line, show_job, watch_job
 from layerstack.client import Client
 from layerstack.download import DownloadProgress
+from layerstack.sizes import count_text
 from layerstack.submission import Prompts
 
 jobs_app = typer.Typer(no_args_is_help=True, help="Long prompt lists, fetched later as Parquet.")
@@ -68,7 +69,8 @@ def submit(
             print_json(job)
         else:
             print_line(job.id)
-            say(f"{job.num_prompts:,} prompts in {job.num_parts} parts; next: `layerstack jobs watch {job.id}`")
+            size = f"{count_text(job.num_prompts, 'prompt')} in {count_text(job.num_parts, 'part')}"
+            say(f"{size}; next: `layerstack jobs watch {job.id}`")
         if watch:
             raise typer.Exit(watch_job(client, job.id, as_json=as_json))
 
@@ -170,7 +172,10 @@ def fetch(
         print_json({"folder": str(folder), **manifest.model_dump(mode="json", exclude={"parts", "errors"})})
         return
     print_line(str(folder))
-    say(f"{manifest.rows:,} rows in {len(manifest.parts)} parts, {manifest.failed} of them failed")
+    say(
+        f"{count_text(manifest.rows, 'row')} in {count_text(len(manifest.parts), 'part')}, "
+        f"{manifest.failed} of them failed"
+    )
     say(f"next: `layerstack inspect {folder}`, or in Python layerstack.read({str(folder)!r})")
 
 

@@ -138,3 +138,17 @@ job = client.jobs.submit(["a"]).id
     assert ended.returncode == {"": 0, "raise SystemExit(3)": 3}.get(end, 1), ended.stderr
     assert ("ZeroDivisionError" in ended.stderr) == (end == "1 / 0")
     assert ended.stderr.count("Traceback") == (end == "1 / 0")
+
+
+def test_a_fork_ends_too_that_was_made_while_a_client_was_open(stack):
+    code = f"""
+import os, sys, layerstack
+client = layerstack.Client({stack.url!r})
+client.encoder()
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+sys.exit(7)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    assert subprocess.run(command, check=False, timeout=60, capture_output=True).returncode == 7

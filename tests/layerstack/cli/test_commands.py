@@ -35,7 +35,7 @@ def test_a_job_is_submitted_watched_shown_listed_and_fetched(run, tmp_path, prom
     code, out, err = run("jobs", "submit", prompts, "--layout", "dense", "--metadata", "set=birds")
     job_id = out.strip()
     assert (code, len(job_id)) == (0, 26)
-    assert f"2 prompts in 1 parts; next: `layerstack jobs watch {job_id}`" in err
+    assert f"2 prompts in 1 part; next: `layerstack jobs watch {job_id}`" in err
     code, _, err = run("jobs", "watch", job_id)
     assert code == 0
     assert "succeeded: 2 of 2 prompts, 1 of 1 parts" in err
@@ -47,7 +47,7 @@ def test_a_job_is_submitted_watched_shown_listed_and_fetched(run, tmp_path, prom
     assert json.loads(run("jobs", "list", "--limit", "1", "--json")[1])[0]["id"] == job_id
     code, out, err = run("jobs", "fetch", job_id, "-o", tmp_path / "got")
     assert (code, out.strip()) == (0, str(tmp_path / "got"))
-    assert "2 rows in 1 parts, 0 of them failed" in err
+    assert "2 rows in 1 part, 0 of them failed" in err
     assert len(layerstack.read(tmp_path / "got")) == 2
 
 
