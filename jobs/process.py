@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -23,7 +24,8 @@ def begin(role: str) -> Settings:
         SystemExit: a setting is bad; its message goes to standard error, and the exit code is 1.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: sys.exit(0))
+        # Not by `sys.exit`: while torch is loading, its threads turn that into an abort now and then.
+        signal.signal(number, lambda _number, _frame: os._exit(0))
     try:
         settings = load_settings()
         logs.set_up(role, settings.log_level, settings.log_format)

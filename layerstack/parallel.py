@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 T = TypeVar("T")
 
@@ -47,91 +46,136 @@ class EventLoopThread:
     """
 
     def __init__(self) -> None:
-        self._resources = ExitStack()
-        self._portal: BlockingPortal | None = None
         self._guard = threading.Lock()
         self._pid = os.getpid()
-        self._calls: dict[Future[Any], threading.Event] = {}
-        self._streams: set[AsyncGenerator[Any]] = set()
+        self._loop: _Loop | None = None
         self._is_closed = False
 
-    def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return what `call` returns. Ctrl-C, or whatever else ends the wait, cancels it first.
+    def run(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what `call` returns. Ctrl-C, or whatever else ends the wait, cancels it, and waits for its end.
 
         Raises:
             RuntimeError: it is closed, or this process is the fork of the one that made the thread.
         """
-        ended = threading.Event()  # a future that is cancelled counts as done before its call has ended
-
-        async def to_its_end() -> T:
-            try:
-                return await call()
-            finally:
-                ended.set()
-
-        future = self._running().start_task_soon(to_its_end)
-        self._calls[future] = ended
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            ended.wait()
-            raise
-        finally:
-            del self._calls[future]
+        return self._running().run(call)
 
     def iterate(self, stream: AsyncGenerator[T]) -> Iterator[T]:
         """Yield what `stream` yields."""
         end = object()
-        self._streams.add(stream)
+        streams = self._running().streams
+        streams.add(stream)
+
+        async def next_one() -> T | object:
+            return await anext(stream, end)
+
         try:
-            while (each := self.run(lambda: anext(stream, end))) is not end:
+            while (each := self.run(next_one)) is not end:
                 yield each  # type: ignore[misc] # `end` is compared with just above
         finally:
-            if stream in self._streams and not self._is_closed:
-                self._streams.discard(stream)
+            if stream in streams and not self._is_closed:
+                streams.discard(stream)
                 self.run(stream.aclose)
 
-    def close(self, last: Callable[[], Awaitable[None]]) -> None:
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """End what other threads wait for, run `last` and end the thread, if it has begun."""
-        if self._portal is not None and not self._is_closed and self._pid == os.getpid():
-            for future, ended in list(self._calls.items()):
-                future.cancel()
-                ended.wait()
-            _end_streams(self._portal, self._streams)
-            self.run(last)
-            _end(self._portal, self._streams, self._resources)
+        if self._loop is not None and not self._is_closed and self._pid == os.getpid():
+            self._loop.end(last)
         self._is_closed = True
 
-    def _running(self) -> BlockingPortal:
+    def _running(self) -> _Loop:
         if self._pid != os.getpid():
             raise RuntimeError("a Client does not work in the fork of the process that made it: make a new one there")
         if self._is_closed:
             raise RuntimeError("this Client is closed")
         with self._guard:
-            if self._portal is None:
-                self._portal = self._resources.enter_context(start_blocking_portal())
+            if self._loop is None:
+                self._loop = _Loop()
                 # At the end of the process the thread stands still, and whoever waits for it would wait for ever.
-                weakref.finalize(self, _end_with_process, self._pid, self._portal, self._streams, self._resources)
-            return self._portal
+                weakref.finalize(self, _end_with_process, self._pid, self._loop)
+            return self._loop
 
 
-def _end_with_process(
-    pid: int, portal: BlockingPortal, streams: set[AsyncGenerator[Any]], resources: ExitStack
-) -> None:
-    if os.getpid() == pid:  # the thread is not in a fork
-        _end(portal, streams, resources)
+class _Loop:
+    """An event loop that runs in a thread, until `end`.
+
+    anyio has such a thing (`start_blocking_portal`), but a call of it cannot be cancelled if Ctrl-C comes while it is
+    handed over.
+
+    Attributes:
+        streams: that have been begun, and are closed before the loop ends.
+    """
+
+    def __init__(self) -> None:
+        self.streams: set[AsyncGenerator[Any]] = set()
+        self._calls: dict[Future[Any], Callable[[], None]] = {}  # those that are waited for, and what cancels each
+        ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+        async def until_stopped() -> None:
+            stop = asyncio.Event()
+            ready.set_result((asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+        self._thread = threading.Thread(target=lambda: asyncio.run(until_stopped()), name="layerstack", daemon=True)
+        self._thread.start()
+        self._loop, self._stop = ready.result()
+
+    def run(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """See `EventLoopThread.run`."""
+        result: Future[T] = Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def start() -> None:
+            tasks.append(self._loop.create_task(call()))
+            tasks[0].add_done_callback(partial(_hand_over, result))
+
+        def cancel() -> None:
+            if tasks:
+                tasks[0].cancel()
+            elif not result.done():  # Ctrl-C was faster
+                result.set_exception(CancelledError())
+
+        try:
+            self._calls[result] = cancel
+            self._loop.call_soon_threadsafe(start)
+            return result.result()
+        except BaseException:
+            if not result.done():
+                self._loop.call_soon_threadsafe(cancel)  # after `start`, if that has been asked for
+                wait([result])
+            raise
+        finally:
+            self._calls.pop(result, None)
+
+    def end(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Cancel all calls, close the streams, run `last`, and stop."""
+        under_way = dict(self._calls)
+        for cancel in under_way.values():
+            self._loop.call_soon_threadsafe(cancel)
+        wait(under_way)
+        while self.streams:
+            self.run(self.streams.pop().aclose)
+        self.run(last)
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not been ended."""
+        return self._thread.is_alive()
 
 
-def _end(portal: BlockingPortal, streams: set[AsyncGenerator[Any]], resources: ExitStack) -> None:
-    with suppress(RuntimeError):  # it has ended already
-        _end_streams(portal, streams)
-        # A call that Ctrl-C cut off while it was being made is known to nobody else.
-        portal.call(partial(portal.stop, cancel_remaining=True))
-    resources.close()
+def _hand_over(result: Future[T], task: asyncio.Task[T]) -> None:
+    if task.cancelled():
+        result.set_exception(CancelledError())
+    elif (exc := task.exception()) is not None:
+        result.set_exception(exc)
+    else:
+        result.set_result(task.result())
 
 
-def _end_streams(portal: BlockingPortal, streams: set[AsyncGenerator[Any]]) -> None:
-    """Close streams that nobody has read to their end."""
-    while streams:
-        portal.call(streams.pop().aclose)
+def _end_with_process(pid: int, loop: _Loop) -> None:
+    async def nothing() -> None:
+        pass
+
+    if os.getpid() == pid and loop.is_running:  # the thread is not in a fork
+        loop.end(nothing)
