@@ -29,7 +29,7 @@ up: $(INSTALLED) ## Start the local stack on the demo encoder; Ctrl-C stops it
 
 # Threads of torch that wait for each other's core take more time than they save.
 test: $(INSTALLED) ## Run the whole suite, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 faults: $(INSTALLED) ## Inject 200 faults into a running stack, and print the table of docs/reliability.md
 	$(BIN)/python -m tests.faults.long --faults 200
