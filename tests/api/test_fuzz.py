@@ -32,7 +32,7 @@ def stack(tmp_path_factory, tiny):
 def test_made_up_requests_meet_no_fault_and_nothing_undocumented(stack, tmp_path):
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", f"{stack.url}/openapi.json", "--no-color",
-        "--checks", ",".join(CHECKS), "--phases", "examples,fuzzing,stateful", "--max-examples", "300",
+        "--checks", ",".join(CHECKS), "--phases", "examples,fuzzing,stateful", "--max-examples", "600",
         "--seed", "1", "--suppress-health-check", "all", "--request-timeout", "60",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)
