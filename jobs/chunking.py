@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
-from jobs.records import EncoderInfo, Prompt
+from jobs.records import EncoderInfo, Layout, Prompt
 from jobs.tensors import DTYPES, DtypeName
 
 # The Tekken vocabulary on PartiPrompts (3.9 bytes of UTF-8 a token) and DPG-bench (4.7); the rest closes the prompt.
@@ -40,7 +40,7 @@ class Sizes:
     constant_bytes: int
 
     @classmethod
-    def of(cls, encoder: EncoderInfo, layout: Literal["own_rows", "dense"], dtype: DtypeName) -> Self:
+    def of(cls, encoder: EncoderInfo, layout: Layout, dtype: DtypeName) -> Self:
         """Return the sizes for an encoder and the options of a job."""
         max_own_rows = encoder.max_length - encoder.num_prefix_tokens
         always = encoder.max_length if layout == "dense" else max_own_rows if encoder.padding_side == "right" else None

@@ -19,6 +19,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import from_url
 
 from jobs.errors import SettingsError, StorageError
+from jobs.rangefile import RangeFile
 from jobs.storage import Storage, StoredFile
 
 _RETRIES: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=30)}
@@ -158,32 +159,12 @@ def _first_line(exc: Exception) -> str:
     return str(exc).partition("\n")[0]
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(RangeFile):
     """An object as a file."""
 
     def __init__(self, storage: ObjectStorage, name: str, size: int) -> None:
-        self._storage, self._name, self._size = storage, name, size
-        self._position = 0
+        super().__init__(size)
+        self._storage, self._name = storage, name
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has a buffer
-        stop = min(self._size, self._position + len(buffer))
-        if stop <= self._position:
-            return 0
-        piece = self._storage.read_range(self._name, self._position, stop)
-        buffer[: len(piece)] = piece
-        self._position += len(piece)
-        return len(piece)
+    def read_range(self, start: int, stop: int) -> bytes:
+        return self._storage.read_range(self._name, start, stop)

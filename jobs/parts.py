@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from jobs.errors import PartFormatError, RecordFormatError
-from jobs.records import PartReport, PartSummary, Prompt, Record, RowError
+from jobs.records import Compression, Layout, PartReport, PartSummary, Prompt, Record, RowError
 from jobs.tensors import DTYPES, Array, DtypeName, dense_rows, text_ids
 
 HEADER_KEY = b"layerstack"
@@ -47,7 +47,7 @@ class PartHeader(Record):
     """
 
     schema_version: Literal[1] = 1
-    layout: Literal["own_rows", "dense"]
+    layout: Layout
     dtype: DtypeName
     embed_dim: int
     max_length: int
@@ -60,7 +60,7 @@ class PartHeader(Record):
     def build(  # noqa: D102 - arguments are the fields
         cls,
         *,
-        layout: Literal["own_rows", "dense"],
+        layout: Layout,
         dtype: DtypeName,
         max_length: int,
         fingerprint: str,
@@ -143,9 +143,7 @@ class PartWriter:
         counts: of the rows so far.
     """
 
-    def __init__(
-        self, sink: IO[bytes] | io.RawIOBase, header: PartHeader, compression: Literal["none", "zstd"]
-    ) -> None:
+    def __init__(self, sink: IO[bytes] | io.RawIOBase, header: PartHeader, compression: Compression) -> None:
         self._header = header
         self._prefix_rows, self._pad_row = header.constant_rows()
         self._pending: list[dict[str, Any]] = []
@@ -199,7 +197,7 @@ class PartWriter:
         self._pending, self._pending_bytes = [], 0
 
 
-def open_writer(sink: IO[bytes] | io.RawIOBase, compression: Literal["none", "zstd"]) -> pq.ParquetWriter:
+def open_writer(sink: IO[bytes] | io.RawIOBase, compression: Compression) -> pq.ParquetWriter:
     """Begin a file with the columns of a part."""
     return pq.ParquetWriter(
         sink,

@@ -17,6 +17,8 @@ JobId = Ulid
 
 
 OnError = Literal["continue", "fail"]
+Layout = Literal["own_rows", "dense"]
+Compression = Literal["none", "zstd"]
 MAX_CHUNK_TOKENS = 32_768
 """Of the real encoder that is a part of 1 to 2 GB. Object stores take 5 GB at once, and a chunk may have more tokens
 than its prompts' lengths tell."""
@@ -73,10 +75,10 @@ class JobOptions(StrictRecord):
     """How a job's results are stored."""
 
     dtype: DtypeName | None = Field(None, description="dtype of the stored rows; default the encoder's own")
-    layout: Literal["own_rows", "dense"] = Field(
+    layout: Layout = Field(
         "own_rows", description="'own_rows' stores a prompt's own rows and the constants once; 'dense' all rows of each"
     )
-    compression: Literal["none", "zstd"] = Field("none", description="of the Parquet columns")
+    compression: Compression = Field("none", description="of the Parquet columns")
     chunk_rows: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         None, description="prompts in one part, at most; default the server's setting"
     )
@@ -162,8 +164,8 @@ class JobRecord(Record):
     deduplicate: bool
     estimated_bytes: int = Field(description="of all parts, from the lengths of the prompts")
     dtype: DtypeName
-    layout: Literal["own_rows", "dense"]
-    compression: Literal["none", "zstd"]
+    layout: Layout
+    compression: Compression
     fingerprint: str = Field(description="of the encoder; results of another are never mixed in")
     metadata: dict[str, str]
     on_error: OnError = "continue"
@@ -263,8 +265,8 @@ class OptionsView(View):
     """How a job's results are stored, as a job shows it: also if nobody could ask for that any more."""
 
     dtype: DtypeName
-    layout: Literal["own_rows", "dense"]
-    compression: Literal["none", "zstd"]
+    layout: Layout
+    compression: Compression
     chunk_rows: int
     chunk_tokens: int
     deduplicate: bool

@@ -32,6 +32,11 @@ def server_url(url: str | None) -> httpx.URL:
     return found
 
 
+def goes_by_proxy(url: httpx.URL) -> bool:
+    """Whether a proxy that the environment names is for `url`: it cannot reach a server on this machine."""
+    return url.host not in LOOPBACK
+
+
 def job_path(job_id: str) -> str:
     """Return the path of a job at its server.
 

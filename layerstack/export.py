@@ -24,13 +24,14 @@ from pydantic import ValidationError
 
 from jobs.files import remove_unfinished, written_whole
 from jobs.parts import PartHeader
-from jobs.records import Record, as_json
+from jobs.records import Compression, Record, as_json
 from jobs.tensors import DtypeName
 from layerstack.errors import ExportError
-from layerstack.exportoptions import Compression, Exported, ExportOptions, Layout, Naming, Target
+from layerstack.exportoptions import Exported, ExportOptions, Naming, Target
 from layerstack.exportparts import DenseParts
 from layerstack.exportsurvey import Survey, needed_bytes, survey
 from layerstack.exporttensors import TensorFiles
+from layerstack.rowtensors import Layout
 from layerstack.scan import Parts
 from layerstack.sizes import size_text
 

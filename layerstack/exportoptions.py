@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jobs.records import Compression
 from jobs.tensors import DtypeName
+from layerstack.rowtensors import Layout
 
 Target = Literal["dense-parquet", "safetensors"]
-Layout = Literal["dense", "own_rows"]
 Naming = Literal["index", "id"]
-Compression = Literal["none", "zstd"]
 
 
 @dataclass(frozen=True)

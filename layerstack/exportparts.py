@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from jobs.files import sha256_of, written_whole
 from jobs.layout import JobNames, part_index
 from jobs.parts import MAX_LISTED_ERRORS, EncodedRow, PartHeader, PartWriter
-from jobs.records import Manifest, PartReport, as_json
-from layerstack.exportoptions import Compression, Exported
+from jobs.records import Compression, Manifest, PartReport, as_json
+from layerstack.exportoptions import Exported
 from layerstack.exportsurvey import Survey
 from layerstack.partsums import check_sum
 from layerstack.scan import Parts

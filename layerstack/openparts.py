@@ -20,15 +20,14 @@ import pyarrow.parquet as pq
 from jobs.parts import PartHeader, read_header
 from jobs.tensors import DTYPES, Array
 from layerstack.errors import ReadError
-from layerstack.partchecks import check_columns, check_together, read_errors
+from layerstack.partchecks import SMALL_COLUMNS, check_columns, check_together, read_errors
 from layerstack.plainvalues import plain_value
 from layerstack.rowids import RowIds
 from layerstack.sources import PartFile, Source
 
 _OPEN_FILES = 16
 _PIECE_BYTES = 8 * 2**20
-_SMALL_COLUMNS = ("index", "id", "prompt", "num_tokens", "truncated", "error")
-_COLUMNS = [*_SMALL_COLUMNS, "prompt_embeds"]
+_COLUMNS = [*SMALL_COLUMNS, "prompt_embeds"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,10 @@ class OpenParts:
         group = bisect_right(starts, position) - 1
         if self._group[:2] != (number, group):
             with self._reading(number) as file:
-                columns = _COLUMNS if file.mapped is None else _SMALL_COLUMNS
+                columns = _COLUMNS if file.mapped is None else SMALL_COLUMNS
                 self._group = number, group, file.read_group(group, columns)
         rows, place = self._group[2], position - starts[group]
-        row = {name: rows.column(name)[place].as_py() for name in _SMALL_COLUMNS}
+        row = {name: rows.column(name)[place].as_py() for name in SMALL_COLUMNS}
         embeds = self._embeds(place) if row["error"] is None else None
         return StoredRow(row, embeds, self.source.parts[number].name)
 

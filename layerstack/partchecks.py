@@ -11,6 +11,9 @@ from layerstack.errors import ReadError
 
 _CONSTANTS = {"prefix_rows", "pad_row"}
 
+SMALL_COLUMNS = ("index", "id", "prompt", "num_tokens", "truncated", "error")
+"""All but `prompt_embeds`, which is nearly all of a part, and `text_ids`."""
+
 
 @contextmanager
 def read_errors(name: str) -> Iterator[None]:

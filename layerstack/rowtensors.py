@@ -8,6 +8,7 @@ import numpy as np
 
 from jobs.parts import PartHeader
 from jobs.tensors import DTYPES, Array, text_ids
+from layerstack.embeddings import to_torch
 from layerstack.errors import OptionError
 
 Layout = Literal["dense", "own_rows"]
@@ -89,8 +90,8 @@ class RowTensors:
         self._fill(target, self._stored(stored))
 
     def given(self, array: Array) -> Any:  # noqa: ANN401 - a tensor or an array
-        """Return an array of a dtype that torch knows as what the caller asked for, without a copy."""
-        return _torch().from_numpy(array) if self._tensors == "torch" else array
+        """Return an array as what the caller asked for, without a copy."""
+        return _to_torch(array) if self._tensors == "torch" else array
 
     def _stored(self, stored: Any) -> Array:  # noqa: ANN401 - whatever has a buffer
         return np.frombuffer(stored, self._bits).reshape(-1, self._header.embed_dim)
@@ -108,18 +109,13 @@ class RowTensors:
         target[start:] = rows
 
     def _own(self, rows: Array, num_tokens: int) -> Array:
-        """Return the own rows among the stored ones: with padding at the right they end in pad rows, which vary."""
+        """Return the own rows among the stored ones."""
         if self._header.layout == "own_rows":
             return rows
-        is_left = num_tokens < len(rows) and np.array_equal(rows[0], self._pad_row)
-        prefix = len(self._prefix_rows)
-        return rows[len(rows) - num_tokens + prefix :] if is_left else rows[prefix:]
+        return own_of_dense(rows, num_tokens, self._prefix_rows)
 
     def _made(self, bits: Array) -> Any:  # noqa: ANN401 - a tensor or an array
-        if self._tensors == "numpy":
-            return bits.view(self._dtype)
-        torch = _torch()
-        return torch.from_numpy(bits).view(getattr(torch, self._header.dtype))
+        return self.given(bits.view(self._dtype))
 
     def _bits_of(self, out: Any, shape: tuple[int, ...]) -> Array:  # noqa: ANN401 - a tensor or an array
         dtype = str(getattr(out, "dtype", None)).removeprefix("torch.")
@@ -134,6 +130,24 @@ class RowTensors:
             raise OptionError(f"out is on {out.device}: it has to be on the CPU")
         bits: Array = out.detach().view(getattr(_torch(), f"int{8 * self._bits.itemsize}")).numpy()
         return bits
+
+
+def _to_torch(array: Array) -> Any:  # noqa: ANN401 - a tensor
+    _torch()  # tells if there is none
+    return to_torch(array)
+
+
+def own_of_dense(rows: Array, num_tokens: int, prefix_rows: Array) -> Array:
+    """Return the own rows of a dense prompt: with padding at the right they end in pad rows, which vary.
+
+    Args:
+        rows: `[max_length, D]`.
+        num_tokens: of the prompt, prefix included.
+        prefix_rows: `[P, D]`, which stand behind the pad rows at the left if there are any.
+    """
+    left, prefix = len(rows) - num_tokens, len(prefix_rows)
+    is_left = np.array_equal(rows[left : left + prefix], prefix_rows)
+    return rows[(left if is_left else 0) + prefix :]
 
 
 def _torch() -> Any:  # noqa: ANN401 - a module

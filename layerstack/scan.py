@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 
 from jobs.parts import PartHeader, read_header
 from jobs.tensors import DTYPES, Array
-from layerstack.partchecks import check_columns, check_together, read_errors
+from layerstack.partchecks import SMALL_COLUMNS, check_columns, check_together, read_errors
+from layerstack.rowtensors import own_of_dense
 from layerstack.sources import PartFile, Source
-
-SMALL_COLUMNS = ("index", "id", "prompt", "num_tokens", "truncated", "error")
 
 
 @dataclass(frozen=True)
@@ -202,9 +201,7 @@ class RowGroup:
         stored = self.stored_rows(place)
         if self._header.layout == "own_rows":
             return stored
-        left = len(stored) - self.table.column("num_tokens")[place].as_py()  # pad rows, if they come first
-        is_left = np.array_equal(stored[left : left + len(self._prefix_rows)], self._prefix_rows)
-        return stored[(left if is_left else 0) + len(self._prefix_rows) :]
+        return own_of_dense(stored, self.table.column("num_tokens")[place].as_py(), self._prefix_rows)
 
     def num_own_rows(self, place: int) -> int:
         """Return how many own rows a row that succeeded has; reads no embedding where own rows are stored.

@@ -7,13 +7,14 @@ import os
 import re
 import weakref
 from functools import partial
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn
 
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from jobs.rangefile import RangeFile
 from jobs.records import ULID_PATTERN, Manifest
-from layerstack.address import LOOPBACK, authorization
+from layerstack.address import authorization, goes_by_proxy
 from layerstack.errors import ReadError
 from layerstack.sources import PartFile, parsed
 from layerstack.transport import check, may_be_sent_again, unreachable
@@ -100,9 +101,9 @@ class _Connection:
     def _client(self) -> httpx.Client:
         pid = os.getpid()
         if pid not in self._clients:
-            # A proxy that the environment names cannot reach a server on this machine.
-            is_local = httpx.URL(self._server).host in LOOPBACK
-            client = httpx.Client(headers=self._headers, timeout=_TIMEOUT_S, trust_env=not is_local)
+            client = httpx.Client(
+                headers=self._headers, timeout=_TIMEOUT_S, trust_env=goes_by_proxy(httpx.URL(self._server))
+            )
             weakref.finalize(self, client.close)
             self._clients[pid] = client
         return self._clients[pid]
@@ -111,40 +112,21 @@ class _Connection:
         return vars(self) | {"_clients": {}}
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(RangeFile):
     """A part as a file."""
 
     def __init__(self, connection: _Connection, part: PartFile, size: int) -> None:
-        self._connection, self._part, self._size = connection, part, size
-        self._position = 0
+        super().__init__(size)
+        self._connection, self._part = connection, part
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has a buffer
-        stop = min(self._size, self._position + len(buffer))
-        if stop <= self._position:
-            return 0
-        asked = {"Range": f"bytes={self._position}-{stop - 1}", "Accept-Encoding": "identity"}
+    def read_range(self, start: int, stop: int) -> bytes:
+        asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         response = self._connection.get(self._part.key, asked)
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
             self._refuse(f"the server answers a range with HTTP {response.status_code}")
-        if response.headers.get("content-range") != f"bytes {self._position}-{stop - 1}/{self._size}":
+        if response.headers.get("content-range") != f"bytes {start}-{stop - 1}/{self._size}":
             self._refuse(f"has another size than {self._size} bytes, which the manifest says")
-        buffer[: stop - self._position] = response.content
-        self._position = stop
-        return len(response.content)
+        return response.content
 
     def _refuse(self, why: str) -> NoReturn:
         raise ReadError(f"{self._part.name}: {why}")

@@ -100,16 +100,6 @@ def open_source(path: str | Path, api_key: str | None = None) -> Source:
     return StoredParts(str(local.parent), local.name)
 
 
-def part_paths(path: Path) -> list[Path]:
-    """Return the files of the parts that a path on this machine means, in order.
-
-    Raises:
-        ReadError: there are none, or not all of them.
-    """
-    source = open_source(path)
-    return [Path(part.name) for part in source.parts]
-
-
 class StoredParts:
     """Parts in a folder of this machine or of a bucket; `name` is that of a job's folder, of another one, or of a part.
 

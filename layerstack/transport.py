@@ -12,7 +12,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from layerstack.address import LOOPBACK, authorization, server_url
+from layerstack.address import authorization, goes_by_proxy, server_url
 from layerstack.errors import ServerError, ServerUnreachableError, UnexpectedAnswerError
 
 M = TypeVar("M", bound=BaseModel)
@@ -65,15 +65,13 @@ class Transport:
         on_retry: OnRetry = lambda _exc, _wait_s: None,
     ) -> None:
         address = server_url(url)
-        # A proxy that the environment names cannot reach a server on this machine.
-        is_local = address.host in LOOPBACK
         self.url = str(address.copy_with(userinfo=b"")).rstrip("/")
         self.on_retry = on_retry
         self._http = httpx.AsyncClient(
             base_url=address,
             headers=authorization(api_key),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
-            trust_env=not is_local,
+            trust_env=goes_by_proxy(address),
         )
         self._retry_s = retry_s
         self._is_known = False  # that there is a server

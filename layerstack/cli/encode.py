@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 from rich.progress import TaskID
 
-from jobs.records import MAX_CHUNK_TOKENS, JobOptions, OnError
+from jobs.records import MAX_CHUNK_TOKENS, Compression, JobOptions, Layout, OnError
 from jobs.settings import DEMO_MODEL, Settings, load_settings
 from jobs.tensors import DtypeName
 from layerstack.cli.console import AsJson, ExitCode, chosen, out, print_json, progress, say
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from layerstack.offline import Outcome
 
 _LOGGERS = ("encoder", "jobs", "worker")
-
-
-Layout = Literal["own_rows", "dense"]
-Compression = Literal["none", "zstd"]
 
 
 def encode(

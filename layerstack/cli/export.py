@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from jobs.records import Compression
 from jobs.tensors import DtypeName
 from layerstack.cli.console import AsJson, ExitCode, out, print_json, progress, say
 from layerstack.export import export as export_rows
-from layerstack.exportoptions import Compression, ExportOptions, Layout, Naming, Target
+from layerstack.exportoptions import ExportOptions, Naming, Target
+from layerstack.rowtensors import Layout
 from layerstack.scan import Parts
 from layerstack.sources import open_source
 
